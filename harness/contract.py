@@ -1,0 +1,182 @@
+"""What an implementation is: data about what it can do, and one function that prepares it for a problem.
+
+A plugin module should import nothing heavy at its top (torch, its own library): the harness reads capabilities
+in processes that never run a kernel. ``prepare`` runs in the implementation's own worker process.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from attnbench.harness.problem import Problem
+
+if TYPE_CHECKING:
+    import torch
+
+CONTRACT_VERSION = 1
+"""Raised when a plugin written for the previous version could misbehave; the registry refuses older plugins."""
+
+Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+AttendWithLse = Callable[
+    ["torch.Tensor", "torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]
+]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a problem is posed. kind is ``cuda`` or ``cpu``; capability is CUDA's, (0, 0) elsewhere."""
+
+    kind: str
+    index: int = 0
+    name: str = ""
+    capability: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.index}" if self.kind != "cpu" else "cpu"
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Why an implementation cannot run on this machine at all, and what would change that; one line each."""
+
+    reason: str
+    fix: str = ""
+
+    @property
+    def line(self) -> str:
+        return f"{self.reason} ({self.fix})" if self.fix else self.reason
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an implementation declares it computes rightly. Conformance holds it to this in both directions.
+
+    masks are ``Mask.kind`` words. alignments matter only where a band meets seqlen_q != seqlen_k.
+    compute_capability is the (lowest, highest) allowed on CUDA, inclusive.
+    """
+
+    devices: tuple[str, ...] = ("cuda",)
+    compute_capability: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (99, 9))
+    dtypes: tuple[str, ...] = ("fp16", "bf16")
+    masks: tuple[str, ...] = ("full", "causal")
+    alignments: tuple[str, ...] = ("bottom_right",)
+    head_dim_multiple: int = 8
+    max_head_dim: int = 256
+    head_dim_v_differs: bool = False
+    gqa: bool = True
+    dropout: bool = False
+    backward: bool = True
+    min_seqlen: int = 1
+
+    def reasons(self, problem: Problem, device: Device) -> list[str]:
+        """Every declared limit that ``problem`` on ``device`` breaks, one sentence each; empty if none."""
+        found = []
+
+        def need(ok: bool, reason: str) -> None:
+            if not ok:
+                found.append(reason)
+
+        mask = problem.mask
+        low, high = self.compute_capability
+        need(device.kind in self.devices, f"runs on {'/'.join(self.devices)}, not {device.kind}")
+        if device.kind == "cuda" and "cuda" in self.devices:
+            need(
+                low <= device.capability <= high,
+                f"needs compute capability {_dotted(low)} to {_dotted(high)}, this is {_dotted(device.capability)}",
+            )
+        need(problem.dtype in self.dtypes, f"dtype {problem.dtype} not in {'/'.join(self.dtypes)}")
+        need(mask.kind in self.masks, f"mask {mask.kind} not in {'/'.join(self.masks)}")
+        need(
+            not mask.banded or problem.seqlen_q == problem.seqlen_k or mask.alignment in self.alignments,
+            f"{mask.kind} alignment {mask.alignment} with seqlen_q != seqlen_k not in {'/'.join(self.alignments)}",
+        )
+        for name in ("head_dim", "head_dim_v"):
+            size = getattr(problem, name)
+            need(size <= self.max_head_dim, f"{name} {size} exceeds {self.max_head_dim}")
+            multiple = self.head_dim_multiple
+            need(size % multiple == 0, f"{name} {size} is not a multiple of {multiple}")
+        need(
+            self.head_dim_v_differs or problem.head_dim == problem.head_dim_v,
+            f"head_dim_v {problem.head_dim_v} differs from head_dim {problem.head_dim}",
+        )
+        need(self.gqa or problem.heads == problem.kv_heads, "kv_heads differs from heads (GQA)")
+        need(self.dropout or problem.dropout_p == 0, f"dropout_p {problem.dropout_p:g} is not supported")
+        need(self.backward or problem.direction == "fwd", "has no backward pass")
+        shortest = min(problem.seqlen_q, problem.seqlen_k)
+        need(shortest >= self.min_seqlen, f"sequence length {shortest} is below {self.min_seqlen}")
+        return found
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An implementation made ready for one problem on one device.
+
+    attend(q, k, v) -> out, all BSHD, differentiable by torch.autograd in q, k and v when the problem's direction
+    is not ``fwd``; it is what gets timed. It must leave its inputs alone and may be called any number of times.
+    attend_with_lse(q, k, v) -> (out, lse), lse fp32 (batch, heads, seqlen_q) in natural log: judged where given.
+    """
+
+    attend: Attend
+    attend_with_lse: AttendWithLse | None = None
+
+
+class Implementation(ABC):
+    """One attention implementation. Subclass it, or instantiate one class several times for variants.
+
+    name: as registered. contract: the CONTRACT_VERSION the plugin was written for, as a literal number.
+    package: the distribution that ships the kernels, for availability and version; empty for plain code.
+    compile_processes: how many processes may compile its problems side by side before a run; more than 1 only where
+    compilation is slow and compiled code passes from process to process through a cache on disk.
+    """
+
+    name: str
+    contract: ClassVar[int]
+    capabilities: Capabilities
+    package: str = ""
+    summary: str = ""
+    compile_processes: int = 1
+
+    def unavailable(self, device: Device) -> Unavailable | None:
+        """Why it cannot run on this machine, or None. Must not import anything heavy or raise."""
+        if device.kind not in self.capabilities.devices:
+            kinds = "/".join(self.capabilities.devices)
+            return Unavailable(
+                f"runs on {kinds}, and this run is on {device.kind}", f"run with --device {kinds}"
+            )
+        return None
+
+    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
+        """Why this problem cannot be posed to it on this device; empty means it must be answered rightly."""
+        return self.capabilities.reasons(problem, device)
+
+    @abstractmethod
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        """Set up for one problem: imports, plans, block masks. Compilation may happen here or in a first call.
+
+        Called in the worker process on the right device; its time is reported apart and never charged to the kernel.
+        """
+
+    def version(self) -> str:
+        """Version of what is measured: the package's, or attnbench's own for plain code."""
+        try:
+            return importlib.metadata.version(self.package or "attnbench")
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"
+
+
+def missing_module(module: str, fix: str) -> Unavailable | None:
+    """Unavailable when ``module`` cannot be found; imports nothing but the parents of a dotted name."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    return None if found else Unavailable(f"module {module} is not installed", fix)
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
