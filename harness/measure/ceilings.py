@@ -1,0 +1,45 @@
+"""What the device can do now: a large GEMM and a large copy, sampled in the same rounds as the implementations.
+
+The GEMM rate of a GPU falls by 15% within a minute of load (power and temperature), so a ceiling measured once is
+wrong by as much; a ceiling of the same round is not.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from attnbench.harness.measure.timing import take_turn
+
+# Large enough to fill the device, small enough for a few milliseconds: 1.1 TFLOP and 2 GiB moved on a GPU.
+GEMM_SIZE = {"cuda": 8192, "cpu": 768}
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**25}
+
+
+class CeilingProbe:
+    """Holds the operands of one dtype. Rates come out in TFLOP/s and GB/s, decimal."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = device
+        size = GEMM_SIZE[device.type]
+        if dtype == torch.float64 and device.type == "cuda":
+            size //= 2
+        generator = torch.Generator(device).manual_seed(0)
+        self._a, self._b = (
+            torch.randn(size, size, device=device, generator=generator, dtype=torch.float32).to(dtype)
+            for _ in range(2)
+        )
+        self._product = torch.empty_like(self._a)
+        self._source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+        self._target = torch.empty_like(self._source)
+
+    def gemm_tflops(self, samples: int) -> list[float]:
+        turn = take_turn(
+            [lambda: torch.matmul(self._a, self._b, out=self._product)] * samples, device=self.device, keep=-1
+        )
+        flops = 2 * self._a.shape[0] ** 3
+        return [flops / ms / 1e9 for ms in turn.ms]
+
+    def copy_gbs(self, samples: int) -> list[float]:
+        """Bytes read and written over time."""
+        turn = take_turn([lambda: self._target.copy_(self._source)] * samples, device=self.device, keep=-1)
+        return [2 * self._source.nbytes / ms / 1e6 for ms in turn.ms]

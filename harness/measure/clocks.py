@@ -1,0 +1,109 @@
+"""What the card was doing while it was measured: SM clock, power, temperature, throttle reasons, other processes.
+
+Read through NVML where it is there. Where it is not, every reading is None and ``ClockReader.why`` says why.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+# A turn is read at most this often: NVML answers in about a millisecond, and the host has nothing better to do.
+MOST_READINGS = 20
+
+# Reasons that slow the card below what was asked of it (NVML clocks event reasons): software power cap 0x4,
+# hardware slowdown 0x8, software thermal 0x20, hardware thermal 0x40, hardware power brake 0x80.
+SLOWING_REASONS = 0xEC
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Medians over one turn; throttle is every reason bit seen."""
+
+    sm_mhz: int | None = None
+    power_w: float | None = None
+    temperature_c: int | None = None
+    throttle: int | None = None
+
+
+class ClockReader:
+    """NVML's view of one GPU, found by the UUID that CUDA reports."""
+
+    def __init__(self, uuid: str) -> None:
+        self.why = ""
+        self._handle = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(
+                uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+            )
+        except Exception as error:  # noqa: BLE001 - NVML absent, no driver, a virtual device: all mean no readings
+            self.why = f"no NVML readings: {error}"
+
+    def read_during(self, done: Callable[[], bool]) -> Clocks:
+        """Readings taken until ``done`` or MOST_READINGS, at least one."""
+        if self._handle is None:
+            return Clocks()
+        readings = []
+        while len(readings) < MOST_READINGS:
+            readings.append(self._read())
+            if done():
+                break
+        throttle = 0
+        for reading in readings:
+            throttle |= reading[3]
+        return Clocks(
+            sm_mhz=int(statistics.median(r[0] for r in readings)),
+            power_w=round(statistics.median(r[1] for r in readings), 1),
+            temperature_c=int(statistics.median(r[2] for r in readings)),
+            throttle=throttle,
+        )
+
+    def _read(self) -> tuple[int, float, int, int]:
+        nvml, handle = self._nvml, self._handle
+        return (
+            nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        )
+
+    def facts(self) -> dict[str, int | float | str | None]:
+        """Driver version, highest SM clock (MHz) and power limit (W), or an empty dict."""
+        if self._handle is None:
+            return {}
+        nvml, handle = self._nvml, self._handle
+        return {
+            "driver": _text(nvml.nvmlSystemGetDriverVersion()),
+            "max_sm_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+        }
+
+    def foreign_processes(self, own: set[int]) -> list[str]:
+        """``pid name`` of every process with a context on the GPU that is not in ``own``.
+
+        NVML reports pids of the host's namespace; where none of ``own`` is among them (a container), whose they
+        are cannot be told, and nothing is reported.
+        """
+        if self._handle is None:
+            return []
+        pids = {process.pid for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)}
+        if not pids & own:
+            return []
+        return [f"{pid} {_process_name(pid)}" for pid in sorted(pids - own)]
+
+
+def _process_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "(gone)"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

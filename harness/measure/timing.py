@@ -1,0 +1,167 @@
+"""Times calls on a device and returns raw samples.
+
+On CUDA the stream is held by a spin kernel until every launch of the turn is queued, so that host time between
+launches never enters a device sample; whether the spin outlasted the queueing is verified, and a turn where it did
+not is thrown away and repeated with a longer spin. A call that synchronises or allocates device memory waits on
+the spin itself: it can never be held, and its samples say so. The spin counts clock cycles, so it always ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from attnbench.harness.measure.clocks import ClockReader, Clocks
+
+Call = Callable[[], Any]
+
+# Spin length: what the host needs to queue the turn, with room to spare. torch.cuda._sleep counts SM cycles;
+# at most 1.98e6 of them pass in a millisecond on the fastest card this was written for.
+CYCLES_PER_MS = 1_980_000
+FIRST_HOLD_MS = 4.0
+LONGEST_HOLD_MS = 200.0
+HOLD_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One implementation's samples of one round.
+
+    ms: device time of each call (host time on a CPU). host_us: host time to queue each call; empty on a CPU.
+    held: whether every launch was queued before the first sample began. discarded: samples thrown away for that.
+    next_hold_ms: twice what queueing took, for the next turn of the same calls.
+    kept: what the call numbered ``keep`` returned.
+    """
+
+    ms: list[float]
+    host_us: list[float] = field(default_factory=list)
+    held: bool = True
+    discarded: int = 0
+    next_hold_ms: float = FIRST_HOLD_MS
+    clocks: Clocks = Clocks()
+    kept: Any = None
+
+
+def take_turn(
+    calls: Sequence[Call],
+    *,
+    device: torch.device,
+    keep: int,
+    flush: Call | None = None,
+    clocks: ClockReader | None = None,
+    hold_ms: float = FIRST_HOLD_MS,
+) -> Turn:
+    """Times ``calls`` one after another, after one untimed call of the first that re-warms caches and clocks.
+
+    keep: index of the call whose result is returned for checking. flush: run before each call, outside the sample.
+    """
+    if device.type != "cuda":
+        return _time_on_host(calls, keep)
+    discarded = 0
+    for attempt in range(HOLD_ATTEMPTS):
+        turn, queue_ms = _time_held(calls, keep, flush, clocks, hold_ms)
+        if turn.held or attempt == HOLD_ATTEMPTS - 1:
+            longest = min(2 * queue_ms + 0.2, LONGEST_HOLD_MS)
+            return dataclasses.replace(turn, discarded=discarded, next_hold_ms=longest)
+        discarded += len(calls)
+        hold_ms = min(max(2 * queue_ms, 4 * hold_ms), LONGEST_HOLD_MS)
+    raise AssertionError("unreachable: the last attempt returns")
+
+
+def _time_on_host(calls: Sequence[Call], keep: int) -> Turn:
+    calls[0]()
+    samples, kept = [], None
+    for index, call in enumerate(calls):
+        begin = time.perf_counter()
+        result = call()
+        samples.append((time.perf_counter() - begin) * 1e3)
+        if index == keep:
+            kept = result
+    return Turn(samples, kept=kept)
+
+
+def _time_held(
+    calls: Sequence[Call], keep: int, flush: Call | None, clocks: ClockReader | None, hold_ms: float
+) -> tuple[Turn, float]:
+    """One attempt; also returns how long the host took to queue everything, in ms."""
+    starts = [torch.cuda.Event(enable_timing=True) for _ in calls]
+    ends = [torch.cuda.Event(enable_timing=True) for _ in calls]
+    released = torch.cuda.Event()
+    host_us: list[float] = []
+    kept = None
+    torch.cuda.synchronize()
+    queued_from = time.perf_counter()
+    torch.cuda._sleep(  # noqa: SLF001 - torch's own spin kernel, used by its tests; bounded by cycles
+        int(hold_ms * CYCLES_PER_MS)
+    )
+    released.record()
+    calls[0]()
+    for index, call in enumerate(calls):
+        if flush is not None:
+            flush()
+        starts[index].record()
+        begin = time.perf_counter()
+        result = call()
+        host_us.append((time.perf_counter() - begin) * 1e6)
+        ends[index].record()
+        if index == keep:
+            kept = result
+        del result
+    held = not released.query()
+    queue_ms = (time.perf_counter() - queued_from) * 1e3
+    # The kernels run now or in a moment: this is when the clock they see can be read.
+    reading = clocks.read_during(ends[-1].query) if clocks else Clocks()
+    torch.cuda.synchronize()
+    samples = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
+    return Turn(samples, host_us, held, clocks=reading, kept=kept), queue_ms
+
+
+class CacheFlush:
+    """Overwrites a buffer twice the L2's size, so that the next call finds none of its operands there."""
+
+    def __init__(self, device: torch.device) -> None:
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._buffer = torch.empty(2 * size, dtype=torch.uint8, device=device)
+
+    def __call__(self) -> None:
+        self._buffer.zero_()
+
+
+def warm_up(call: Call, device: torch.device, *, budget_ms: float = 150.0, settle: float = 0.03) -> int:
+    """Calls until three calls in a row differ by less than ``settle`` or the budget is spent; returns how many."""
+    spent, times, calls = 0.0, [], 0
+    while spent < budget_ms:
+        begin = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((time.perf_counter() - begin) * 1e3)
+        spent, calls = spent + times[-1], calls + 1
+        last = times[-3:]
+        if len(last) == 3 and max(last) - min(last) <= settle * min(last):
+            break
+    return calls
+
+
+def capture(call: Call) -> Call:
+    """``call`` recorded into a CUDA graph; the returned call replays it and returns the recorded result."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay

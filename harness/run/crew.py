@@ -1,0 +1,150 @@
+"""The workers of one device: one per implementation and the referee, started when first needed, replaced when lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from attnbench.harness.run.channel import Message
+from attnbench.harness.run.errors import Exit, RunError
+from attnbench.harness.run.process import REFEREE, Worker, WorkerLost
+from attnbench.harness.run.record import Status
+
+# An implementation whose worker was lost this often is not started again: the rest of its cells carry the last loss.
+MOST_LOSSES = 3
+START_LIMIT_S = 120.0
+
+
+class Failure(Exception):
+    """A request that was not answered well: a status, one line, and longer evidence."""
+
+    def __init__(self, status: Status, reason: str, evidence: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.evidence = status, reason, evidence
+
+
+class Crew:
+    """Asks implementations by name. Every failure of a worker comes back as Failure, and only the worker is lost."""
+
+    def __init__(self, device: str, logs: Path, time_limit_s: float) -> None:
+        self.device = device
+        self.versions: dict[str, str] = {}
+        self.compile_processes: dict[str, int] = {}
+        self.device_facts: dict[str, Any] = {}
+        self.logs = logs
+        self._time_limit_s = time_limit_s
+        self._workers: dict[str, Worker] = {}
+        self._unavailable: dict[str, str] = {}
+        self._losses: dict[str, list[WorkerLost]] = {}
+
+    # ---- members ------------------------------------------------------------------------------------------
+
+    def start(self, names: list[str]) -> None:
+        """Starts those that are not there, all at once, and hears what each has to say of itself."""
+        starting = [name for name in names if name not in self._workers and name not in self.absences(names)]
+        for name in starting:
+            self._workers[name] = Worker(name, self.device, self.logs)
+        for name, reply in self.call_all("hello", {name: {} for name in starting}, START_LIMIT_S):
+            if isinstance(reply, Failure):
+                self._unavailable.setdefault(name, f"its worker does not start: {reply.reason}")
+            elif name == REFEREE:
+                self.device_facts = reply
+            else:
+                self.versions[name] = reply["version"]
+                self.compile_processes[name] = reply.get("compile_processes", 1)
+                if reply["unavailable"]:
+                    self._unavailable[name] = reply["unavailable"]
+                    self._workers.pop(name).quit()
+
+    def start_referee(self) -> dict[str, Any]:
+        """Facts of the device; RunError when not even the referee can work on it."""
+        self.start([REFEREE])
+        if why := self._unavailable.get(REFEREE):
+            raise RunError(f"cannot work on {self.device}: {why}", Exit.MACHINE)
+        return self.device_facts
+
+    def absences(self, names: list[str]) -> dict[str, Failure]:
+        """Why each of those that can no longer be started cannot be."""
+        found = {}
+        for name in names:
+            losses = self._losses.get(name, [])
+            if name in self._unavailable:
+                found[name] = Failure(Status.UNAVAILABLE, self._unavailable[name])
+            elif len(losses) >= MOST_LOSSES:
+                last = losses[-1]
+                reason = f"not started again after {MOST_LOSSES} losses; last: {last.reason}"
+                found[name] = Failure(last.status, reason, last.evidence)
+        return found
+
+    def pid(self, name: str) -> int | None:
+        worker = self._workers.get(name)
+        return worker.pid if worker else None
+
+    @property
+    def pids(self) -> set[int]:
+        return {worker.pid for worker in self._workers.values()}
+
+    # ---- requests -----------------------------------------------------------------------------------------
+
+    def ask(self, name: str, operation: str, **arguments: Any) -> None:
+        """Sends a request; a worker that is gone shows in ``answer``."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.ask(operation, **arguments)
+
+    def answer(self, name: str, time_limit_s: float | None = None) -> Message:
+        """The answer to the last ``ask``; raises Failure."""
+        worker = self._workers.get(name)
+        if worker is None:
+            raise self.absences([name]).get(name) or Failure(Status.CRASHED, "its worker is gone")
+        try:
+            reply = worker.answer(time_limit_s or self._time_limit_s)
+        except WorkerLost as loss:
+            self._workers.pop(name)
+            self._losses.setdefault(name, []).append(loss)
+            raise Failure(loss.status, loss.reason, loss.evidence) from None
+        if reply["ok"]:
+            return reply
+        if reply["fatal"]:
+            self._workers.pop(name)
+        raise Failure(Status(reply["status"]), reply["reason"], reply["evidence"])
+
+    def call(self, name: str, operation: str, **arguments: Any) -> Message:
+        """One request to one worker; raises Failure."""
+        self.ask(name, operation, **arguments)
+        return self.answer(name)
+
+    def call_all(
+        self, operation: str, arguments: dict[str, Message], time_limit_s: float | None = None
+    ) -> Iterator[tuple[str, Message | Failure]]:
+        """The same request to many workers at once, each with its own arguments; answers in the order asked."""
+        for name, message in arguments.items():
+            self.ask(name, operation, **message)
+        for name in arguments:
+            try:
+                yield name, self.answer(name, time_limit_s)
+            except Failure as failure:
+                yield name, failure
+
+    def release(self, names: list[str]) -> None:
+        """Has the named workers give back their device memory; one that cannot is lost, and says so when next asked."""
+        for _ in self.call_all("release", {name: {} for name in names if name in self._workers}):
+            continue
+
+    def close(self) -> None:
+        for name in list(self._workers):
+            self._workers.pop(name).quit()
+
+    def kill(self) -> None:
+        """Ends every worker now; safe to call from another thread than the one that asks."""
+        for worker in list(self._workers.values()):
+            worker.kill()
+
+
+def shuffled(names: list[str], seed: int) -> list[str]:
+    """The order of one round."""
+    order = list(names)
+    random.Random(seed).shuffle(order)
+    return order

@@ -1,0 +1,35 @@
+"""Why a run cannot go on: one clear line and a stable exit code, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of ``bench``; documented in its help and never renumbered."""
+
+    OK = 0  # the run is complete; OOM, UNSUPPORTED and UNAVAILABLE are answers
+    CELLS = 1  # the run is complete, and some cell is INCORRECT, CRASHED, TIMEOUT or ERROR
+    USAGE = 2  # bad option, name or suite file
+    NOTHING = 3  # not one cell was measured
+    MACHINE = 5  # the machine is unfit: no GPU, GPU locked by another run, output unwritable, disk full
+    INTERRUPTED = 130  # Ctrl-C; what was recorded stays, --resume goes on
+    PIPE_CLOSED = 141  # the reader of stdout went away, as a shell reports SIGPIPE
+
+
+class RunError(Exception):
+    """Ends the run with ``message``, one line for the user, and ``exit_code``."""
+
+    def __init__(self, message: str, exit_code: int = Exit.USAGE) -> None:
+        super().__init__(message)
+        self.exit_code = int(exit_code)
+
+
+def unknown_word(kind: str, word: str, known: Iterable[str]) -> str:
+    """``unknown suite 'smok'; did you mean smoke?``, or every known word when none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+    return f"unknown {kind} {word!r}; {hint}"

@@ -1,0 +1,372 @@
+"""Runs one group on one device: prepare, oracle, judge, time; and turns every outcome into a cell with a status.
+
+Order of work, and why:
+
+1. all workers prepare at once, while the referee computes the oracle: compilation is the slow part, and it is
+   not timed against anything;
+2. one at a time, with the others' memory released, each is judged and its memory measured: an out-of-memory here is
+   its own;
+3. the cells judged right are timed in rounds of random order with the ceilings among them, so that all see the
+   same card.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnbench.harness.problem import Problem
+from attnbench.harness.run.ahead import Prepared
+from attnbench.harness.run.channel import Message
+from attnbench.harness.run.crew import Crew, Failure, shuffled
+from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.process import REFEREE
+from attnbench.harness.run.record import (
+    Ceilings,
+    Cell,
+    Group,
+    Judgement,
+    Memory,
+    Status,
+    Timing,
+    judgement_from_json,
+)
+from attnbench.harness.run.slots import slot_count
+
+# A turn takes as many samples as fit into this, at most those asked for and at least one.
+TURN_MS = {"cuda": 60.0, "cpu": 200.0}
+CEILING_SAMPLES = 2
+# Workers keep their inputs and workspaces between rounds while all of them fit into this share of the device.
+RESIDENT_SHARE = 0.8
+MIB = 2**20
+
+UNJUDGED_DROPOUT = "dropout cannot be judged by this version, and nothing unjudged is timed"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a group needs to know of the run. memory_mib: the device's, None on a CPU. mode: cold or hot, +graph.
+    compiled: what was compiled ahead, with its times.
+    """
+
+    run: str
+    rounds: int
+    samples: int
+    mode: str
+    memory: bool
+    memory_mib: float | None
+    scratch: Path
+    compiled: Prepared
+
+
+@dataclass
+class Draft:
+    """A cell in the making; ``prepared_by`` is the pid of the worker that holds it ready."""
+
+    impl: str
+    problem: Problem
+    failure: Failure | None = None
+    prepared_by: int | None = None
+    prepare_ms: float | None = None
+    first_call_ms: float | None = None
+    judgement: Judgement | None = None
+    memory: Memory | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        return self.failure is None
+
+
+class GroupRun:
+    """One group on one crew; ``execute`` returns its cells and the record that closes it."""
+
+    def __init__(
+        self, plan: GroupPlan, crew: Crew, conditions: Conditions, tell: Callable[[str], None]
+    ) -> None:
+        """tell: called with the name of each phase as it begins."""
+        self.plan = plan
+        self._tell = tell
+        self._crew = crew
+        self._conditions = conditions
+        self._drafts = [Draft(impl, problem) for impl in plan.impls for problem in plan.problems]
+        self._phases: dict[str, float] = {}
+        self._oracle: Message | None = None
+        self._oracle_asked = False
+        self._ceilings: dict[str, Ceilings] = {}
+        self._order: dict[str, list[list[str]]] = {}
+
+    def execute(self) -> tuple[list[Cell], Group]:
+        with self._phase("start"):
+            self._crew.start(list(self.plan.impls))
+        self._refuse_what_cannot_be_judged()
+        with self._phase("prepare"):
+            self._ask_oracle()
+            for problem in self.plan.problems:
+                self._prepare_all(problem)
+        with self._phase("oracle"):
+            self._await_oracle()
+        with self._phase("judge"):
+            self._crew.release(list(self.plan.impls))
+            for draft in self._living():
+                self._judge(draft)
+        for problem in self.plan.problems:
+            with self._phase(f"time {problem.direction}"):
+                self._time(problem)
+        return [self._cell(draft) for draft in self._drafts], self._group()
+
+    # ---- phases -------------------------------------------------------------------------------------------
+
+    def _refuse_what_cannot_be_judged(self) -> None:
+        absences = self._crew.absences(list(self.plan.impls))
+        for draft in self._drafts:
+            draft.failure = absences.get(draft.impl)
+            if draft.alive and draft.problem.dropout_p:
+                draft.failure = Failure(Status.UNSUPPORTED, UNJUDGED_DROPOUT)
+
+    def _prepare_all(self, problem: Problem) -> None:
+        """Everyone at once. Running out of memory here may be the neighbours' doing: tried again alone."""
+        drafts = {draft.impl: draft for draft in self._living(problem)}
+        self._crew.start(list(drafts))  # those lost over another direction
+        for name, absence in self._crew.absences(list(drafts)).items():
+            drafts.pop(name).failure = absence
+        for name, reply in self._crew.call_all(
+            "prepare", {name: self._request(d) for name, d in drafts.items()}
+        ):
+            if isinstance(reply, Failure) and reply.status is Status.OOM:
+                continue
+            self._take_prepared(drafts[name], reply)
+
+    def _ask_oracle(self) -> None:
+        if self._living():
+            self._crew.ask(REFEREE, "oracle", plan=self.plan.to_json(), folder=str(self._conditions.scratch))
+            self._oracle_asked = True
+
+    def _await_oracle(self) -> None:
+        if not self._oracle_asked:
+            return
+        try:
+            self._oracle = self._crew.answer(REFEREE)
+        except Failure as failure:
+            self._crew.start([REFEREE])
+            why = f"not judged, so not timed: the oracle failed: {failure.reason}"
+            for draft in self._living():
+                draft.failure = Failure(Status.ERROR, why, failure.evidence)
+
+    def _judge(self, draft: Draft) -> None:
+        assert self._oracle is not None
+        try:
+            self._ensure_prepared(draft)
+            if not draft.alive:
+                return
+            reply = self._crew.call(
+                draft.impl,
+                "judge",
+                problem=draft.problem.key,
+                oracle=self._oracle["judged"],
+                memory=self._conditions.memory,
+            )
+            draft.memory = Memory(**reply["memory"]) if reply["memory"] else None
+            self._take_judgement(draft, reply["judgement"], "")
+        except Failure as failure:
+            draft.failure = failure
+        finally:
+            self._crew.release([draft.impl])
+
+    def _time(self, problem: Problem) -> None:
+        for draft in self._living(problem):
+            try:
+                self._ensure_prepared(draft)
+            except Failure as failure:
+                draft.failure = failure
+        resident = self._resident(self._living(problem))
+        ceilings = Ceilings([], [])
+        orders: list[list[str]] = []
+        for round_number in range(self._conditions.rounds):
+            drafts = {draft.impl: draft for draft in self._living(problem)}
+            if not drafts:
+                break
+            order = shuffled([*drafts, REFEREE], self.plan.seed + round_number)
+            for name in order:
+                if name == REFEREE:
+                    self._sample_ceilings(problem, ceilings)
+                else:
+                    self._take_turn(drafts[name], resident=name in resident)
+            orders.append(order)
+        if orders:
+            self._ceilings[problem.direction], self._order[problem.direction] = ceilings, orders
+        self._crew.release([draft.impl for draft in self._living(problem)])
+
+    def _take_turn(self, draft: Draft, *, resident: bool) -> None:
+        assert self._oracle is not None
+        try:
+            reply = self._crew.call(
+                draft.impl,
+                "turn",
+                problem=draft.problem.key,
+                probes=self._oracle["probes"],
+                samples=self._conditions.samples,
+                turn_ms=TURN_MS[self._crew.device.partition(":")[0]],
+                mode=self._conditions.mode,
+                keep_memory=resident,
+                device_seed=self.plan.seed,
+            )
+        except Failure as failure:
+            draft.failure = failure
+            if failure.status is Status.INCORRECT:
+                draft.judgement = None  # the one in full passed; this answer has no form to judge
+            return
+        draft.turns.append(reply)
+        self._take_judgement(draft, reply["judgement"], "a timed call: ")
+
+    def _sample_ceilings(self, problem: Problem, ceilings: Ceilings) -> None:
+        try:
+            reply = self._crew.call(REFEREE, "ceilings", dtype=problem.dtype, samples=CEILING_SAMPLES)
+        except Failure:
+            self._crew.start([REFEREE])
+            reply = {"gemm_tflops": [], "copy_gbs": []}  # a round without its ceiling stays a round
+        ceilings.gemm_tflops.append(reply["gemm_tflops"])
+        ceilings.copy_gbs.append(reply["copy_gbs"])
+
+    # ---- pieces -------------------------------------------------------------------------------------------
+
+    def _living(self, problem: Problem | None = None) -> list[Draft]:
+        return [d for d in self._drafts if d.alive and (problem is None or d.problem == problem)]
+
+    def _request(self, draft: Draft) -> Message:
+        return {"plan": self.plan.to_json(), "problem": draft.problem.key}
+
+    def _ensure_prepared(self, draft: Draft) -> None:
+        """Prepares again when the worker is another one than prepared it; raises Failure."""
+        self._crew.start([draft.impl])
+        if absence := self._crew.absences([draft.impl]).get(draft.impl):
+            raise absence
+        if draft.prepared_by != self._crew.pid(draft.impl):
+            self._take_prepared(draft, self._crew.call(draft.impl, "prepare", **self._request(draft)))
+
+    def _take_prepared(self, draft: Draft, reply: Message | Failure) -> None:
+        if isinstance(reply, Failure):
+            draft.failure = reply
+        elif reply["unsupported"]:
+            draft.failure = Failure(Status.UNSUPPORTED, "; ".join(reply["unsupported"]))
+        else:
+            draft.prepared_by = self._crew.pid(draft.impl)
+            here = reply["prepare_ms"], reply["first_call_ms"]
+            ahead = self._conditions.compiled.get((draft.impl, draft.problem.key))
+            draft.prepare_ms, draft.first_call_ms = ahead or here
+
+    def _take_judgement(self, draft: Draft, data: dict[str, Any], prefix: str) -> None:
+        judgement = judgement_from_json(data)
+        if draft.judgement is None or not judgement.ok:
+            draft.judgement = judgement
+        if not judgement.ok:
+            draft.failure = Failure(Status.INCORRECT, prefix + describe(judgement))
+
+    def _resident(self, drafts: list[Draft]) -> set[str]:
+        """Implementations that may keep their memory between turns: the smallest first, while they fit together."""
+        total = self._conditions.memory_mib
+        if total is None:
+            return {draft.impl for draft in drafts}
+        needs = {}
+        for draft in drafts:
+            inputs = draft.problem.input_bytes / MIB
+            workspace = draft.memory.peak_mib if draft.memory and draft.memory.peak_mib else 8 * inputs
+            # A backward keeps a graph, and so a workspace, for every slot.
+            needs[draft.impl] = slot_count(self.plan) * (inputs + workspace)
+        resident, used = set(), 0.0
+        for name, need in sorted(needs.items(), key=lambda item: item[1]):
+            used += need
+            if used <= RESIDENT_SHARE * total:
+                resident.add(name)
+        return resident
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._tell(name)
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begin
+
+    # ---- records ------------------------------------------------------------------------------------------
+
+    def _cell(self, draft: Draft) -> Cell:
+        failure = draft.failure
+        timing = _timing(draft.turns, self._conditions.mode) if failure is None else None
+        return Cell(
+            run=self._conditions.run,
+            suite=self.plan.suite,
+            case=self.plan.case,
+            group=self.plan.group,
+            impl=draft.impl,
+            impl_version=self._crew.versions.get(draft.impl, "unknown"),
+            device=self._crew.device,
+            problem=draft.problem,
+            status=failure.status if failure else Status.OK,
+            reasons=[failure.reason] if failure else [],
+            evidence=failure.evidence if failure else "",
+            judgement=draft.judgement,
+            prepare_ms=draft.prepare_ms,
+            first_call_ms=draft.first_call_ms,
+            timing=timing,
+            memory=draft.memory,
+            warnings=_warnings(draft.turns) if timing else [],
+        )
+
+    def _group(self) -> Group:
+        return Group(
+            run=self._conditions.run,
+            suite=self.plan.suite,
+            case=self.plan.case,
+            why=self.plan.why,
+            group=self.plan.group,
+            device=self._crew.device,
+            cells=self.plan.cells,
+            seed=self.plan.seed,
+            oracle_ms=self._oracle["ms"] if self._oracle else None,
+            ceilings=self._ceilings,
+            order=self._order,
+            phases=self._phases,
+        )
+
+
+def describe(judgement: Judgement) -> str:
+    """The first bad tensor of a failed judgement in one line."""
+    name, bad = next((name, t) for name, t in judgement.tensors.items() if not t.ok)
+    return (
+        f"{name}{list(bad.first_bad or ())} is {_figure(bad.got)}, the oracle says {_figure(bad.want)}; "
+        f"max error {_figure(bad.max_error)} (budget {_figure(bad.max_budget)}), "
+        f"mean {_figure(bad.mean_error)} (budget {_figure(bad.mean_budget)})"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+def _timing(turns: list[Message], mode: str) -> Timing:
+    return Timing(
+        rounds=[turn["ms"] for turn in turns],
+        mode=mode,
+        host_us=[turn["host_us"] for turn in turns],
+        sm_mhz=[turn["clocks"]["sm_mhz"] for turn in turns],
+        power_w=[turn["clocks"]["power_w"] for turn in turns],
+        temperature_c=[turn["clocks"]["temperature_c"] for turn in turns],
+        throttle=[turn["clocks"]["throttle"] for turn in turns],
+        warmup_calls=sum(turn["warmup_calls"] for turn in turns),
+        unheld=sum(turn["discarded"] for turn in turns),
+        checked=len(turns),
+    )
+
+
+def _warnings(turns: list[Message]) -> list[str]:
+    unheld = sum(not turn["held"] for turn in turns)
+    if not unheld:
+        return []
+    why = "the stream could not be held (the call synchronises or allocates): host time is in these samples"
+    return [f"in {unheld} of {len(turns)} rounds {why}"]

@@ -1,0 +1,260 @@
+"""Runs a plan: places its groups on devices, keeps the journal, and leaves a folder that says everything.
+
+One thread a device, each with a crew of worker processes; this process imports no torch and touches no device. A
+group whose closing record is in the journal is done; any other is run, so that the same call completes a run that
+was killed anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from attnbench.harness.measure.clocks import ClockReader
+from attnbench.harness.run import environment
+from attnbench.harness.run.ahead import Prepared, prepare_ahead
+from attnbench.harness.run.crew import Crew
+from attnbench.harness.run.errors import Exit, RunError
+from attnbench.harness.run.group import Conditions, GroupRun
+from attnbench.harness.run.journal import Journal
+from attnbench.harness.run.lock import device_lock
+from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.record import Cell, Group, Status
+
+SCRATCH = "attnbench-scratch-"
+FAILURES = (Status.INCORRECT, Status.CRASHED, Status.TIMEOUT, Status.ERROR)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """devices: ``cpu`` or ``cuda:N`` each; groups are spread over them. output: the run's folder.
+
+    time_limit_s: of one request to one worker (a preparation with its compilation, a judgement, a turn of samples).
+    hot: leave the L2 as the last call left it. cudagraph: time replays of a captured graph. command: as typed.
+    """
+
+    devices: tuple[str, ...]
+    output: Path
+    seed: int = 0
+    rounds: int = 5
+    samples: int = 5
+    time_limit_s: float = 120.0
+    hot: bool = False
+    cudagraph: bool = False
+    memory: bool = True
+    fail_fast: bool = False
+    command: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> str:
+        return ("hot" if self.hot else "cold") + ("+graph" if self.cudagraph else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"output": str(self.output)}
+
+
+class Progress(Protocol):
+    """What a run tells while it goes; called from the devices' threads, one call at a time."""
+
+    def group_started(self, plan: GroupPlan, index: int, total: int) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def cell_done(self, cell: Cell) -> None: ...
+    def group_done(self, group: Group) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What this call did. counts: cells by status; phases: seconds by phase, over all devices; both without what an
+    earlier call had recorded. skipped: groups that were already complete.
+    """
+
+    folder: Path
+    counts: dict[str, int]
+    phases: dict[str, float]
+    wall_s: float
+    groups: int
+    skipped: int
+
+    @property
+    def failed(self) -> bool:
+        return any(self.counts.get(status) for status in FAILURES)
+
+
+@dataclass
+class _State:
+    """What the device threads share; every access holds the lock."""
+
+    journal: Journal
+    progress: Progress
+    pending: queue.SimpleQueue[GroupPlan]
+    total: int
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    started: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
+    stop: bool = False
+
+
+def run(plans: list[GroupPlan], options: RunOptions, progress: Progress) -> RunSummary:
+    """Completes ``plans`` in ``options.output``. RunError when the run cannot start or go on; records stay whole."""
+    begin = time.monotonic()
+    with ExitStack() as stack:
+        journal = Journal(options.output)
+        stack.callback(journal.close)
+        for line in journal.set_aside:
+            progress.note(f"set aside: {line}")
+        open_plans = [plan for plan in plans if plan.group not in journal.groups]
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-logs-")))
+        crews = [Crew(device, logs, options.time_limit_s) for device in options.devices]
+        if open_plans:
+            stack.callback(lambda: [crew.close() for crew in crews])
+            devices = [_take_device(crew, stack) for crew in crews]
+            _write_documents(plans, options, devices)
+        state = _State(journal, progress, queue.SimpleQueue(), len(open_plans))
+        for plan in open_plans:
+            state.pending.put(plan)
+        _work(crews, open_plans, options, state)
+    return RunSummary(
+        folder=options.output,
+        counts=dict(state.counts),
+        phases=dict(state.phases),
+        wall_s=time.monotonic() - begin,
+        groups=state.started,
+        skipped=len(plans) - len(open_plans),
+    )
+
+
+def _take_device(crew: Crew, stack: ExitStack) -> dict[str, Any]:
+    facts = {name: value for name, value in crew.start_referee().items() if name != "ok"}
+    if uuid := facts.get("uuid"):
+        stack.enter_context(device_lock(str(uuid)))
+    return facts
+
+
+def _write_documents(plans: list[GroupPlan], options: RunOptions, devices: list[dict[str, Any]]) -> None:
+    document = {"plans": [plan.to_json() for plan in plans], "options": options.to_json()}
+    described = environment.gather(
+        run=options.output.name,
+        command=options.command,
+        suites=sorted({plan.suite for plan in plans}),
+        seed=options.seed,
+        mode=options.mode,
+        devices=devices,
+    )
+    try:
+        replacement = options.output / "plan.tmp"
+        replacement.write_text(json.dumps(document) + "\n")
+        replacement.replace(options.output / "plan.json")
+        environment.write(options.output, described)
+    except OSError as error:
+        raise RunError(f"cannot write to {options.output}: {error.strerror}", Exit.MACHINE) from error
+
+
+def _work(crews: list[Crew], plans: list[GroupPlan], options: RunOptions, state: _State) -> None:
+    """One device in this thread, several in one thread each; an error or Ctrl-C ends them all."""
+    if len(crews) == 1:
+        _serve_device(crews[0], plans, options, state)
+        return
+    with ThreadPoolExecutor(len(crews)) as pool:
+        futures = [pool.submit(_serve_device, crew, plans, options, state) for crew in crews]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            state.stop = True
+            for crew in crews:
+                crew.kill()
+            raise
+
+
+def _serve_device(crew: Crew, plans: list[GroupPlan], options: RunOptions, state: _State) -> None:
+    """Runs pending groups on the crew's device until none is left. plans: all that may come, to be compiled ahead."""
+    facts = crew.device_facts
+    reader = ClockReader(str(facts["uuid"])) if facts.get("uuid") else None
+    begin = time.monotonic()
+    compiled = _compile_ahead(crew, plans, options, state)
+    ahead = {"compile ahead": time.monotonic() - begin}
+    with _scratch_folder() as scratch:
+        conditions = Conditions(
+            run=options.output.name,
+            rounds=options.rounds,
+            samples=options.samples,
+            mode=options.mode,
+            memory=options.memory,
+            memory_mib=facts.get("memory_mib"),
+            scratch=scratch,
+            compiled=compiled,
+        )
+        while not state.stop:
+            try:
+                plan = state.pending.get_nowait()
+            except queue.Empty:
+                return
+            with state.lock:
+                state.started += 1
+                state.progress.group_started(plan, state.started, state.total)
+            begin = time.monotonic()
+            cells, group = GroupRun(plan, crew, conditions, lambda name: _tell(state, name)).execute()
+            foreign = reader.foreign_processes(crew.pids | {os.getpid()}) if reader else []
+            phases = ahead | group.phases | {"other": time.monotonic() - begin - sum(group.phases.values())}
+            ahead = {}  # counted once, in the first group
+            _record(cells, replace(group, foreign=foreign, phases=phases), options, state)
+
+
+def _compile_ahead(crew: Crew, plans: list[GroupPlan], options: RunOptions, state: _State) -> Prepared:
+    _tell(state, "start")
+    crew.start(list(dict.fromkeys(name for plan in plans for name in plan.impls)))
+    processes = {name: count for name, count in crew.compile_processes.items() if count > 1}
+    if len(plans) < 2 or not processes:
+        return {}
+    _tell(state, "compile ahead")
+    return prepare_ahead(processes, plans, crew.device, crew.logs, options.time_limit_s)
+
+
+def _tell(state: _State, phase: str) -> None:
+    with state.lock:
+        state.progress.phase(phase)
+
+
+def _record(cells: list[Cell], group: Group, options: RunOptions, state: _State) -> None:
+    with state.lock:
+        state.journal.append(cells, group)
+        for cell in cells:
+            state.counts[cell.status] += 1
+            state.progress.cell_done(cell)
+        state.phases.update(group.phases)
+        state.progress.group_done(group)
+        if options.fail_fast and any(cell.status in FAILURES for cell in cells):
+            state.stop = True
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Where the oracle's answers pass from the referee to the workers: shared memory if there is room, else a disk."""
+    shared = Path("/dev/shm")
+    roomy = shared.is_dir() and shutil.disk_usage(shared).free > 8 * 2**30
+    root = shared if roomy else Path(tempfile.gettempdir())
+    _sweep(root)
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir=root) as folder:
+        yield Path(folder)
+
+
+def _sweep(root: Path) -> None:
+    """Removes the folders of runs that were killed: gigabytes of shared memory, otherwise held until a reboot."""
+    for folder in root.glob(f"{SCRATCH}*-*"):
+        owner = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
