@@ -1,0 +1,140 @@
+"""FlashAttention-2, -3 and -4 from their own packages.
+
+All three take BSHD, grouped heads as they are, and bands aligned bottom right. FlashAttention-3 is taken from a full
+build (``flash_attn_interface``) where there is one, else from the forward-only package ``fa3-fwd``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from attnbench.harness.contract import (
+    Capabilities,
+    Device,
+    Implementation,
+    Prepared,
+    Unavailable,
+    missing_module,
+)
+from attnbench.harness.problem import Problem
+
+if TYPE_CHECKING:
+    import torch
+
+BANDS = ("full", "causal", "window")
+
+
+class FlashAttention(Implementation):
+    """A ``flash_attn_func``: which module has it, and how it is told a window and asked for the lse.
+
+    unbounded: the window side that means no limit. lse_option: the argument that makes it return the lse.
+    """
+
+    contract = 1
+    module: str
+    unbounded: int | None = -1
+    lse_option = "return_attn_probs"
+
+    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
+        found = super().unsupported_reasons(problem, device)
+        if problem.batch == 0:
+            found.append("batch 0 is not supported")
+        return found
+
+    def has_lse(self, problem: Problem) -> bool:
+        """Whether the lse it returns follows the contract for every row of the problem."""
+        return True
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        flash_attn_func = importlib.import_module(self.module).flash_attn_func
+        options = self._options(problem)
+        with_lse = {**options, self.lse_option: True}
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            result = flash_attn_func(q, k, v, **options)
+            return result[0] if isinstance(result, tuple) else result
+
+        def attend_with_lse(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            out, lse, *_ = flash_attn_func(q, k, v, **with_lse)
+            return out, lse
+
+        return Prepared(attend, attend_with_lse if self.has_lse(problem) else None)
+
+    def _options(self, problem: Problem) -> dict[str, Any]:
+        mask = problem.mask
+        options: dict[str, Any] = {"softmax_scale": problem.softmax_scale, "causal": mask.kind == "causal"}
+        if mask.kind == "window":
+            options["window_size"] = tuple(
+                self.unbounded if side is None else side for side in (mask.left, mask.right)
+            )
+        return options
+
+
+class FlashAttention2(FlashAttention):
+    """flash-attn 2.x."""
+
+    name = "flash-attn-2"
+    package = "flash-attn"
+    summary = "FlashAttention-2 (package flash-attn)"
+    module = "flash_attn.flash_attn_interface"
+    capabilities = Capabilities(
+        compute_capability=((8, 0), (99, 9)),
+        masks=BANDS,
+        head_dim_multiple=1,
+    )
+
+    def unavailable(self, device: Device) -> Unavailable | None:
+        return super().unavailable(device) or missing_module(
+            self.module, "pip install flash-attn --no-build-isolation"
+        )
+
+    def has_lse(self, problem: Problem) -> bool:
+        # It returns +inf, not -inf, for a row with nothing to attend to.
+        first, last = problem.mask.row_bounds(problem.seqlen_q, problem.seqlen_k)
+        return bool((first < last).all())
+
+
+class FlashAttention3(FlashAttention):
+    """FlashAttention-3: everything in a full build, bf16 forward of full and causal in the forward-only wheel."""
+
+    name = "flash-attn-3"
+    summary = "FlashAttention-3 for Hopper (flash_attn_interface, or the forward-only fa3-fwd)"
+
+    def __init__(self) -> None:
+        hopper = ((9, 0), (9, 0))
+        if missing_module("flash_attn_interface", "") is None:
+            self.module, self.package = "flash_attn_interface", "flash-attn-3"
+            self.capabilities = Capabilities(compute_capability=hopper, masks=BANDS)
+        else:
+            self.module, self.package = "fa3_fwd_interface", "fa3-fwd"
+            self.capabilities = Capabilities(compute_capability=hopper, dtypes=("bf16",), backward=False)
+
+    def unavailable(self, device: Device) -> Unavailable | None:
+        return super().unavailable(device) or missing_module(self.module, "pip install fa3-fwd")
+
+
+class FlashAttention4(FlashAttention):
+    """FlashAttention-4: CuTe DSL kernels, compiled in the first call."""
+
+    name = "flash-attn-4"
+    package = "flash-attn-4"
+    summary = "FlashAttention-4 (flash_attn.cute, CuTe DSL)"
+    module = "flash_attn.cute"
+    unbounded = None
+    lse_option = "return_lse"
+    capabilities = Capabilities(compute_capability=((9, 0), (12, 1)), masks=BANDS)
+
+    def unavailable(self, device: Device) -> Unavailable | None:
+        fix = "pip install 'flash-attn-4[cu13]'"
+        return (
+            super().unavailable(device) or missing_module(self.module, fix) or missing_module("cutlass", fix)
+        )
+
+    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
+        found = super().unsupported_reasons(problem, device)
+        if device.capability[0] in (10, 11) and 128 < problem.head_dim < 256:
+            found.append(f"head_dim {problem.head_dim} is neither up to 128 nor 256 on Blackwell")
+        return found

@@ -1,0 +1,134 @@
+"""torch.compile'd FlexAttention: the mask is a function of indices, compiled into a Triton kernel.
+
+The block mask is built while preparing, by a compiled ``create_block_mask``, so that no (seqlen_q, seqlen_k) tensor
+exists. The attention itself compiles in the first call of each shape.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attnbench.harness.contract import Capabilities, Device, Implementation, Prepared, Unavailable
+from attnbench.harness.masks import ALIGNMENTS, KINDS
+from attnbench.harness.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
+
+    MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+TILE = 128
+"""The largest tile of FlexAttention's kernels, which a block of the BlockMask must be a multiple of."""
+
+
+class Flex(Implementation):
+    """FlexAttention on CUDA: any mask; GQA without repeating K and V."""
+
+    name = "flex"
+    contract = 1
+    package = "torch"
+    summary = "torch.compile'd FlexAttention (Triton)"
+    compile_processes = 6  # every shape compiles for seconds, into inductor's cache on disk
+    capabilities = Capabilities(
+        compute_capability=((8, 0), (12, 1)),
+        dtypes=("fp16", "bf16", "fp32"),
+        masks=KINDS,
+        alignments=ALIGNMENTS,
+        head_dim_v_differs=True,
+    )
+
+    def unavailable(self, device: Device) -> Unavailable | None:
+        if device.kind == "cpu":
+            return Unavailable(
+                "FlexAttention's CPU kernel needs a C++ compiler and has no backward",
+                "run with --device cuda",
+            )
+        return super().unavailable(device)
+
+    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
+        found = super().unsupported_reasons(problem, device)
+        if problem.batch == 0:
+            found.append("batch 0 is refused by the kernel")
+        found += [
+            f"{name} {size} is below FlexAttention's 16"
+            for name in ("head_dim", "head_dim_v")
+            if (size := getattr(problem, name)) < 16
+        ]
+        return found
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        import torch
+        from torch._dynamo import config as dynamo_config
+        from torch._functorch import config as functorch_config
+        from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+        # Every shape is a compilation of its own. Past the limit (8 by default) a sweep would stop compiling;
+        # fullgraph then raises instead of running eagerly, which would materialise the scores.
+        dynamo_config.recompile_limit = dynamo_config.accumulated_recompile_limit = 1 << 16
+        # A backward that gives its saved tensors away can run once; timing runs it many times over one graph.
+        functorch_config.donated_buffer = False
+        compiled = partial(
+            torch.compile(flex_attention, dynamic=False, fullgraph=True),
+            block_mask=_block_mask(problem, str(device)),
+            scale=problem.softmax_scale,
+            enable_gqa=problem.heads != problem.kv_heads,
+        )
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return compiled(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+        def attend_with_lse(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            bhsd = (x.transpose(1, 2) for x in (q, k, v))
+            out, aux = compiled(*bhsd, return_aux=AuxRequest(lse=True))
+            return out.transpose(1, 2), aux.lse
+
+        return Prepared(attend, attend_with_lse)
+
+
+def _block_mask(problem: Problem, device: str) -> BlockMask | None:
+    """The problem's mask for FlexAttention, None for a full one; its blocks are the pattern's where they can be."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask = problem.mask
+    if mask.kind == "full":
+        return None
+    pattern = mask.blocks
+    fits = pattern is not None and pattern.block_q % TILE == 0 and pattern.block_k % TILE == 0
+    block_size = (pattern.block_q, pattern.block_k) if pattern and fits else (TILE, TILE)
+    heads = problem.heads if pattern and pattern.per_head else None
+    arguments: dict[str, Any] = {"device": device, "BLOCK_SIZE": block_size}
+    create = torch.compile(create_block_mask, dynamic=False)
+    return create(mask_mod(problem, device), None, heads, problem.seqlen_q, problem.seqlen_k, **arguments)
+
+
+def mask_mod(problem: Problem, device: str) -> MaskMod:
+    """Visibility of key ``j`` from row ``i`` as FlexAttention asks for it: (batch, head, i, j) -> bool."""
+    import torch
+
+    mask, pattern = problem.mask, problem.mask.blocks
+    shift = mask.shift(problem.seqlen_q, problem.seqlen_k)
+    left, right = mask.left, mask.right
+    blocks = None
+    if pattern:
+        grid = pattern.blocks(problem.heads, problem.seqlen_q, problem.seqlen_k)
+        blocks = torch.tensor(grid, device=device)
+
+    def visible(_b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        seen = j >= 0
+        if left is not None:
+            seen = seen & (j >= i + (shift - left))
+        if right is not None:
+            seen = seen & (j <= i + (shift + right))
+        if blocks is not None and pattern:
+            layer = h if pattern.per_head else 0
+            seen = seen & blocks[layer, i // pattern.block_q, j // pattern.block_k]
+        return seen
+
+    return visible
