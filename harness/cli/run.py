@@ -1,0 +1,185 @@
+"""``bench run``: options to a plan, a plan to a run, a run to tables and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attnbench.harness.cli import machine, options
+from attnbench.harness.cli.resume import Recorded, read_recorded
+from attnbench.harness.registry import entries
+from attnbench.harness.run import journal
+from attnbench.harness.run.errors import Exit, RunError, unknown_word
+from attnbench.harness.run.gpus import visible_gpus
+from attnbench.harness.run.plan import Filters, GroupPlan, make_plan, merge_plans, select_impls
+from attnbench.harness.run.progress import make_progress
+from attnbench.harness.run.record import Cell, Status
+from attnbench.harness.run.suite import load_suite, suite_names
+
+if TYPE_CHECKING:
+    from attnbench.harness.run.runner import RunOptions, RunSummary
+
+FAILED = (Status.INCORRECT, Status.CRASHED, Status.TIMEOUT, Status.ERROR)
+Words = list[str] | None
+_select = partial(typer.Option, rich_help_panel="What to run")
+_measure = partial(typer.Option, rich_help_panel="How to measure")
+_output = partial(typer.Option, rich_help_panel="Where to and how loud")
+
+RESUME = "Go on with the run in this folder; with --suite or filters, add their groups to it."
+DEVICE = "cpu, cuda, or cuda:0,cuda:1 to spread the groups (default the first GPU, else cpu)."
+
+
+def run(
+    suite: Annotated[str | None, _select(help="A built-in suite, or the path of a .toml file.")] = None,
+    only: Annotated[Words, _select(help="Implementations to run: a,b or 'sdpa-*'.")] = None,
+    skip: Annotated[Words, _select(help="Implementations to leave out.")] = None,
+    mode: Annotated[Words, _select(help="fwd, bwd, fwd_bwd.")] = None,
+    dtype: Annotated[Words, _select(help="bf16, fp16, fp32, fp64.")] = None,
+    seqlen: Annotated[Words, _select(help="1k,8k: the longer of the two sequences.")] = None,
+    headdim: Annotated[Words, _select(help="64,128.")] = None,
+    causal: Annotated[str | None, _select(help="true, false or both.")] = None,
+    resume: Annotated[Path | None, _select(metavar="RUN_DIR", help=RESUME)] = None,
+    device: Annotated[Words, _measure(help=DEVICE)] = None,
+    rounds: Annotated[int | None, _measure(help="Interleaved rounds (default 5).", min=1)] = None,
+    samples: Annotated[int | None, _measure(help="Samples a round (default 5).", min=1)] = None,
+    time_limit: Annotated[
+        float | None, _measure(help="Seconds a worker may take to answer (default 120).", min=1.0)
+    ] = None,
+    hot: Annotated[bool | None, _measure("--hot", help="Leave the L2 cache as it is.")] = None,
+    cudagraph: Annotated[bool | None, _measure("--cudagraph", help="Time CUDA graph replays.")] = None,
+    no_memory: Annotated[bool, _measure("--no-memory", help="Leave out the memory peaks.")] = False,
+    seed: Annotated[int | None, _measure(help="Of inputs and order (default 0).")] = None,
+    keep_going: Annotated[
+        bool | None, _measure("--keep-going/--fail-fast", help="After a failed cell (default keep going).")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, _output(help="Folder of the run (default results/<device>/<date>-<commit>).")
+    ] = None,
+    baseline: Annotated[str | None, _output(help="Implementation that speed-ups are relative to.")] = None,
+    metrics: Annotated[Words, _output(help="latency,tflops,speedup,memory ...")] = None,
+    as_json: Annotated[bool, _output("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, _output("--quiet", "-q", help="Errors alone on stderr.")] = False,
+    verbose: Annotated[bool, _output("--verbose", "-v", help="Every cell and phase.")] = False,
+) -> None:
+    """Judge and time implementations on a suite; print the paths of the records, tables and plots written."""
+    filters = options.filters(dtype, seqlen, headdim, causal, mode)
+    chosen_metrics = options.metrics(metrics, baseline)
+    recorded = read_recorded(resume) if resume else None
+    gpus = visible_gpus()
+    devices = machine.choose_devices(options.split(device) or (recorded.devices if recorded else ()), gpus)
+    given: dict[str, Any] = {
+        "seed": seed, "rounds": rounds, "samples": samples, "hot": hot, "cudagraph": cudagraph,
+        "memory": False if no_memory else None, "time_limit_s": time_limit,
+        "fail_fast": None if keep_going is None else not keep_going,
+    }  # fmt: skip
+    if recorded:
+        recorded.check_device(devices)
+        given = recorded.options_with(given)
+    plans = _plans(suite, _impls(only, skip, recorded), filters, devices, given["seed"] or 0, recorded)
+    planned = list(dict.fromkeys(impl for plan in plans for impl in plan.impls))
+    if baseline and baseline not in planned:
+        raise RunError(f"--baseline: {unknown_word('implementation', baseline, planned)}")
+    folder = _folder(output_dir, resume) or machine.default_output(devices, gpus)
+
+    from attnbench.harness.run.runner import RunOptions
+
+    said = {name: value for name, value in given.items() if value is not None}
+    command = ("bench", *sys.argv[1:])
+    summary = _complete(plans, RunOptions(devices, folder, command=command, **said), quiet, verbose)
+    if not quiet:
+        typer.echo(_in_words(summary), err=True)
+
+    from attnbench.harness.report.write import write_all
+
+    files = [*journal.parts(folder), folder / "environment.json"]
+    files += write_all(folder, baseline=baseline, metrics=chosen_metrics)
+    counts = _answers(folder)
+    code = exit_code(counts)
+    if as_json:
+        document = {
+            "folder": folder,
+            "counts": counts,
+            "exit_code": int(code),
+            "files": files,
+            "this_call": dataclasses.asdict(summary),
+        }
+        typer.echo(json.dumps(document, default=str))
+    else:
+        typer.echo("\n".join(map(str, files)))
+    raise typer.Exit(code)
+
+
+def exit_code(counts: Mapping[str, int]) -> Exit:
+    """What a run with these cells by status exits with; a wrong answer says more than that none was right."""
+    if any(counts.get(status) for status in FAILED):
+        return Exit.CELLS
+    return Exit.OK if counts.get(Status.OK) else Exit.NOTHING
+
+
+def _answers(folder: Path) -> Counter[str]:
+    """Cells by status of the whole run, with what an earlier call recorded."""
+    records, _ = journal.read(folder)
+    return Counter(record.status for record in records if isinstance(record, Cell))
+
+
+def _impls(only: Words, skip: Words, recorded: Recorded | None) -> tuple[str, ...]:
+    chosen, left_out = options.split(only), options.split(skip)
+    # Groups added to a run meet the implementations that its other groups met, unless told otherwise.
+    if recorded and not chosen and not left_out:
+        return recorded.plans[0].impls
+    return select_impls(entries(), chosen, left_out)
+
+
+def _plans(
+    suite: str | None,
+    impls: tuple[str, ...],
+    filters: Filters,
+    devices: tuple[str, ...],
+    seed: int,
+    recorded: Recorded | None,
+) -> list[GroupPlan]:
+    if recorded and suite is None:
+        if filters == Filters():
+            return list(recorded.plans)
+        suite = recorded.only_suite()
+    if suite is None:
+        raise RunError(f"name a suite: --suite {' | '.join(suite_names())}, or the path of a .toml file")
+    kind = devices[0].partition(":")[0]
+    added = make_plan(load_suite(suite, kind), impls, seed=seed, only_filters=filters)
+    return merge_plans(recorded.plans, added) if recorded else added
+
+
+def _folder(output_dir: Path | None, resume: Path | None) -> Path | None:
+    if resume and output_dir and output_dir.resolve() != resume.resolve():
+        raise RunError("--output-dir: a resumed run stays in its folder; leave one of the two options out")
+    if output_dir and not resume and (output_dir / "plan.json").exists():
+        raise RunError(f"{output_dir} holds a run already; go on with --resume {output_dir}, or name another")
+    return resume or output_dir
+
+
+def _complete(plans: list[GroupPlan], run_options: RunOptions, quiet: bool, verbose: bool) -> RunSummary:
+    from attnbench.harness.run import runner
+
+    try:
+        with make_progress(quiet=quiet, verbose=verbose) as progress:
+            return runner.run(plans, run_options, progress)
+    except KeyboardInterrupt:
+        folder = run_options.output
+        raise RunError(f"interrupted; go on with: bench run --resume {folder}", Exit.INTERRUPTED) from None
+
+
+def _in_words(summary: RunSummary) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items() if count)
+    phases: dict[str, Any] = dict(sorted(summary.phases.items(), key=lambda item: -item[1]))
+    whole = sum(phases.values())
+    shares = ", ".join(f"{name} {100 * seconds / whole:.0f}%" for name, seconds in phases.items() if seconds)
+    skipped = f"; {summary.skipped} groups were complete already" if summary.skipped else ""
+    return f"{counts or 'no cells'} in {summary.wall_s:.1f} s{f' ({shares})' if shares else ''}{skipped}"

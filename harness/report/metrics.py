@@ -1,0 +1,72 @@
+"""The figures a report can show, by the names the command line uses. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a cell. column: where the frame holds it; its interval is column_low and column_high, if any.
+
+    family: metrics of one family order the implementations of a cell alike, so they share marks and a ranking:
+    ``time`` (everything that follows from the timed rounds), ``memory``, or ``none`` (shown, never ranked).
+    log: spans decades, so its axis is logarithmic.
+    """
+
+    name: str
+    column: str
+    title: str
+    unit: str
+    family: Literal["time", "memory", "none"] = "none"
+    higher_is_better: bool = False
+    log: bool = False
+
+    @property
+    def low(self) -> str:
+        return f"{self.column}_low"
+
+    @property
+    def high(self) -> str:
+        return f"{self.column}_high"
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} ({self.unit})"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("latency", "median_ms", "Time", "ms", "time", log=True),
+        Metric("tflops", "tflops", "Throughput", "TFLOP/s", "time", higher_is_better=True),
+        Metric("speedup", "speedup", "Speed-up over the baseline", "×", "time", higher_is_better=True),
+        Metric("percent_of_gemm", "percent_of_gemm", "Share of the GEMM ceiling", "%", "time", True),
+        Metric("percent_of_floor", "percent_of_floor", "Share of the attainable rate", "%", "time", True),
+        Metric("gbs", "gbs", "Minimal traffic over time", "GB/s", "time", higher_is_better=True),
+        Metric("memory", "peak_mib", "Peak memory beyond the inputs", "MiB", "memory", log=True),
+        Metric("driver_memory", "driver_mib", "Peak memory by the driver", "MiB", log=True),
+        Metric("host", "host_us", "Host time per call", "µs", log=True),
+        Metric("prepare", "prepare_ms", "Set-up", "ms", log=True),
+        Metric("first_call", "first_call_ms", "First call, with compilation", "ms", log=True),
+    )
+}
+DEFAULT = ("latency", "tflops", "speedup", "percent_of_gemm", "memory")
+
+
+def metrics_named(names: Sequence[str] | None) -> list[Metric]:
+    """The metrics of these names, in this order (None: the default ones); ValueError names close matches."""
+    chosen = DEFAULT if names is None else names
+    for name in chosen:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}{did_you_mean(name, list(METRICS))}")
+    return [METRICS[name] for name in dict.fromkeys(chosen)]
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """``; did you mean a, b?`` or, with no close match, ``; known: ...``."""
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,37 @@
+"""One colour and one marker per implementation, in every figure of every run.
+
+Both follow from the name alone, so a figure of last month and one of today can be laid side by side and no list of
+implementations has to be kept. Two names that fall on the same colour differ by their marker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# Paul Tol's "muted" scheme and two of Okabe and Ito's: told apart with every common colour vision deficiency.
+COLOURS = (
+    "#332288", "#44AA99", "#117733", "#999933", "#D55E00", "#CC6677", "#882255", "#AA4499", "#0072B2", "#E69F00",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+# Chosen so that the names of the usual backends spread over the colours.
+SALT = "0"
+
+
+class Style(NamedTuple):
+    colour: str
+    marker: str
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """A style for each name. Only where two names fall on the same colour and marker does the later one in the
+    alphabet move on to the next free marker; its colour stays."""
+    found: dict[str, Style] = {}
+    for name in sorted(set(names)):
+        draw = int.from_bytes(hashlib.sha256(f"{SALT}{name}".encode()).digest()[:8])
+        colour, start = COLOURS[draw % len(COLOURS)], draw // len(COLOURS)
+        choices = [Style(colour, MARKERS[(start + step) % len(MARKERS)]) for step in range(len(MARKERS))]
+        taken = set(found.values())
+        found[name] = next((style for style in choices if style not in taken), choices[0])
+    return found

@@ -1,0 +1,107 @@
+"""Writes what a run's records say: tables, a report and plots, into the run's own folder unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from attnbench.harness.report import render
+from attnbench.harness.report.frame import frame, with_speedup
+from attnbench.harness.report.load import Run, load_run
+from attnbench.harness.report.metrics import Metric, did_you_mean, metrics_named
+from attnbench.harness.report.plots import Plot, plots
+from attnbench.harness.report.summary import summarise
+from attnbench.harness.report.tables import build
+
+FILES = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
+PLOTS = "plots"
+MOST_FILE_BYTES = 2_000_000
+
+
+def write_report(
+    run_folder: Path,
+    *,
+    formats: Sequence[str] | None = None,
+    baseline: str | None = None,
+    metrics: Sequence[str] | None = None,
+    out: Path | None = None,
+) -> list[Path]:
+    """Writes the tables of a run in ``formats`` (keys of FILES; None: all) under ``out`` (None: the run's folder).
+
+    baseline: implementation the speed-ups are over; without one there is no speed-up. metrics: names out of METRICS,
+    None for the default ones. ValueError for an unknown name, LoadError for a folder without records.
+    """
+    run, table, chosen = _read(run_folder, baseline, metrics)
+    shown = list(plots(table, chosen, baseline)) if formats is None or "html" in formats else []
+    images = [(plot, plot.encode("svg", "png")) for plot in shown]
+    return _write_tables(run, table, chosen, baseline, formats, images, out or run.folder)
+
+
+def write_plots(
+    run_folder: Path, *, metrics: Sequence[str] | None = None, out: Path | None = None, baseline: str | None = None
+) -> list[Path]:
+    """Writes the figures of a run as PNG and SVG under ``out`` (None: plots/ in the run's folder); see write_report."""
+    run, table, chosen = _read(run_folder, baseline, metrics)
+    images = [(plot, plot.encode("svg", "png")) for plot in plots(table, chosen, baseline)]
+    return _write_images(images, out or run.folder / PLOTS)
+
+
+def write_all(run_folder: Path, *, baseline: str | None = None, metrics: Sequence[str] | None = None) -> list[Path]:
+    """What both write, every format, into the run's folder: drawn once. Called at the end of each run."""
+    run, table, chosen = _read(run_folder, baseline, metrics)
+    images = [(plot, plot.encode("svg", "png")) for plot in plots(table, chosen, baseline)]
+    written = _write_tables(run, table, chosen, baseline, None, images, run.folder)
+    return written + _write_images(images, run.folder / PLOTS)
+
+
+def _read(
+    run_folder: Path, baseline: str | None, metrics: Sequence[str] | None
+) -> tuple[Run, pd.DataFrame, list[Metric]]:
+    chosen = metrics_named(metrics)
+    run = load_run(run_folder)
+    table = frame(run)
+    if baseline is None:
+        if metrics is not None and "speedup" in metrics:
+            raise ValueError("metric speedup needs a baseline implementation (--baseline)")
+        return run, table, [metric for metric in chosen if metric.name != "speedup"]
+    return run, with_speedup(table, baseline), chosen
+
+
+def _write_tables(
+    run: Run,
+    table: pd.DataFrame,
+    metrics: list[Metric],
+    baseline: str | None,
+    formats: Sequence[str] | None,
+    images: list[tuple[Plot, dict[str, bytes]]],
+    out: Path,
+) -> list[Path]:
+    chosen = list(FILES) if formats is None else list(dict.fromkeys(formats))
+    for kind in chosen:
+        if kind not in FILES:
+            raise ValueError(f"unknown format {kind!r}{did_you_mean(kind, list(FILES))}")
+    tables, summary = build(table, metrics, baseline), summarise(run, table)
+    embedded = [(plot.title, files) for plot, files in images]
+    write = {
+        "md": lambda: render.markdown(tables, summary),
+        "csv": lambda: render.csv(table),
+        "tex": lambda: render.latex(tables, summary),
+        "html": lambda: render.html(tables, summary, embedded, MOST_FILE_BYTES),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for kind in chosen:
+        (out / FILES[kind]).write_text(write[kind](), encoding="utf-8")
+    return [out / FILES[kind] for kind in chosen]
+
+
+def _write_images(images: list[tuple[Plot, dict[str, bytes]]], out: Path) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for plot, files in images:
+        for kind, content in files.items():
+            path = out / f"{plot.name}.{kind}"
+            path.write_bytes(content)
+            written.append(path)
+    return written
