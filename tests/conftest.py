@@ -1,0 +1,28 @@
+"""What every test runs under: settled randomness, one thread a process, no display."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+# Before torch and matplotlib are imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# The same examples everywhere, and no verdict that depends on how busy the machine is.
+hypothesis.settings.register_profile("attnbench", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("attnbench")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests marked ``gpu`` on a machine without a CUDA device."""
+    needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=needing_gpu)
+        items[:] = [item for item in items if item not in needing_gpu]
