@@ -6,8 +6,8 @@ in processes that never run a kernel. ``prepare`` runs in the implementation's o
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,12 +170,15 @@ class Implementation(ABC):
 
 
 def missing_module(module: str, fix: str) -> Unavailable | None:
-    """Unavailable when ``module`` cannot be found; imports nothing but the parents of a dotted name."""
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    return None if found else Unavailable(f"module {module} is not installed", fix)
+    """Unavailable when the dotted name ``module`` cannot be found; nothing is imported, not even its parents."""
+    path = None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:depth]), path)
+        if spec is None:
+            return Unavailable(f"module {module} is not installed", fix)
+        path = spec.submodule_search_locations
+    return None
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -22,6 +22,7 @@ from typing import Literal
 from attnbench.harness.contract import Device
 from attnbench.harness.registry import PluginError, entries, load
 from attnbench.harness.run.gpus import visible_gpus
+from attnbench.harness.run.process import environment_of, python_module
 
 State = Literal["usable", "unavailable", "broken"]
 LOAD_LIMIT_S = 30.0
@@ -76,12 +77,12 @@ def machine_facts() -> dict[str, str]:
 
 
 def _examine_apart(name: str, device: Device, limit_s: float) -> Finding:
-    command = [sys.executable, "-m", "attnbench.harness.doctor", name, json.dumps(dataclasses.asdict(device))]
+    command = python_module("attnbench.harness.doctor", name, json.dumps(dataclasses.asdict(device)))
     registered = entries()[name]
     version = registered[0].version
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        errors="replace", start_new_session=True,
+        errors="replace", start_new_session=True, env=environment_of(name),
     )  # fmt: skip
     try:
         answer, talk = child.communicate(timeout=limit_s)
@@ -113,8 +114,8 @@ def _examine_here(name: str, device: Device) -> Finding:
         version = implementation.version()
         absent = implementation.unavailable(device)
     except Exception as error:  # noqa: BLE001  a plugin may raise anything; that is the finding
-        reason = _one_line(f"{type(error).__name__}: {error}")
-        return Finding(name, version, "broken", reason, "mend its unavailable(), which must not raise")
+        reason = _one_line(f"its version() or unavailable() raises {type(error).__name__}: {error}")
+        return Finding(name, version, "broken", reason, "mend it: the contract says that it must not raise")
     if absent:
         return Finding(name, version, "unavailable", _one_line(absent.reason), _one_line(absent.fix))
     return Finding(name, version, "usable")

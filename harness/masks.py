@@ -63,12 +63,17 @@ class BlockPattern:
             raise ValueError(f"density {self.density} must lie in [0, 1]")
         if self.per_head and self.name != "random":
             raise ValueError(f"per_head needs the random pattern, got {self.name!r}")
+        # What a pattern does not use has one value, so that equal patterns compare equal.
+        if self.name != "random":
+            object.__setattr__(self, "seed", 0)
+        if self.name in ("full", "butterfly"):
+            object.__setattr__(self, "density", 0.25)
 
     @property
     def label(self) -> str:
         parts = [self.name, f"{self.block_q}x{self.block_k}"]
         if self.name in ("random", "banded", "strided"):
-            parts.append(f"density={self.density:g}")
+            parts.append(f"density={self.density!r}")
         if self.name == "random":
             parts.append(f"seed={self.seed}")
         if self.per_head:
@@ -123,6 +128,8 @@ class Mask:
                 raise ValueError(f"mask {side} is {value}; it must be None or at least 0")
         if self.alignment not in ALIGNMENTS:
             raise ValueError(f"mask alignment {self.alignment!r} is not one of {', '.join(ALIGNMENTS)}")
+        if not self.banded:  # nothing to align: one value, so that equal masks compare equal
+            object.__setattr__(self, "alignment", "bottom_right")
 
     @classmethod
     def full(cls) -> Mask:
@@ -242,9 +249,7 @@ def _parse_blocks(block_text: str, text: str) -> BlockPattern:
     name, block_q, block_k, rest = match.groups()
     options = dict(part.split("=") for part in rest.split(",") if part)
     if unknown := set(options) - {"density", "seed", "per_head"}:
-        raise ValueError(
-            f"mask {text!r}: unknown block option {min(unknown)!r} (density, seed, per_head)"
-        )
+        raise ValueError(f"mask {text!r}: unknown block option {min(unknown)!r} (density, seed, per_head)")
     try:
         density, seed = float(options.get("density", 0.25)), int(options.get("seed", 0))
     except ValueError as error:

@@ -162,9 +162,9 @@ class Problem:
             parts.append(f"dv{self.head_dim_v}")
         parts += [self.dtype, self.mask.label]
         if self.dropout_p:
-            parts.append(f"p{self.dropout_p:g}")
+            parts.append(f"p{self.dropout_p!r}")
         if self.scale is not None:
-            parts.append(f"scale{self.scale:g}")
+            parts.append(f"scale{self.scale!r}")
         if self.layout != "bshd":
             parts.append(self.layout)
         parts += [f"{name}{'.'.join(map(str, strides))}" for name, strides in self.strides]

@@ -64,6 +64,7 @@ class Flex(Implementation):
         import torch
         from torch._dynamo import config as dynamo_config
         from torch._functorch import config as functorch_config
+        from torch._inductor import config as inductor_config
         from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
         # Every shape is a compilation of its own. Past the limit (8 by default) a sweep would stop compiling;
@@ -71,6 +72,9 @@ class Flex(Implementation):
         dynamo_config.recompile_limit = dynamo_config.accumulated_recompile_limit = 1 << 16
         # A backward that gives its saved tensors away can run once; timing runs it many times over one graph.
         functorch_config.donated_buffer = False
+        # One kernel a compilation: a pool of compiler processes costs more to start than it saves, and with several
+        # processes compiling ahead the pools fought for the cores (72 compilations took 217 s on 16 cores).
+        inductor_config.compile_threads = 1
         compiled = partial(
             torch.compile(flex_attention, dynamic=False, fullgraph=True),
             block_mask=_block_mask(problem, str(device)),

@@ -31,14 +31,12 @@ class Sdpa(Implementation):
         summary: str,
         capabilities: Capabilities,
         on_cpu: Capabilities | None = None,
-        empty_rows: bool = False,
     ) -> None:
         self.name = name
         self.backend = backend
         self.summary = summary
         self.capabilities = capabilities
         self.on_cpu = on_cpu
-        self.empty_rows = empty_rows
 
     def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
         if device.kind == "cpu" and self.on_cpu:
@@ -57,7 +55,7 @@ class Sdpa(Implementation):
             for name, strides in problem.strides
             if name != "dout" and strides[3] != 1
         ]
-        if not self.empty_rows and has_empty_row(problem):
+        if has_empty_row(problem):
             found.append("a row with nothing to attend to is not defined by the kernel")
         return found
 

@@ -10,6 +10,11 @@ from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import DTYPES, Problem
 
 
+MOST_CUDA_PAIRS = 10**10
+"""Visible pairs beyond which a call on a GPU is refused. Every tile is a dozen launches that write their scores to
+memory: 15 ns a thousand pairs forward on an H200 (head_dim 64), so a benchmark would wait a second for each call."""
+
+
 class Tiled(Implementation):
     """FlashAttention (algorithm ``fa1``) or FlashAttention-2 (``fa2``) as their papers write them."""
 
@@ -29,6 +34,12 @@ class Tiled(Implementation):
         self.name = f"tiled-{algorithm}"
         self.algorithm = algorithm
         self.summary = summary
+
+    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
+        found = super().unsupported_reasons(problem, device)
+        if device.kind == "cuda" and problem.visible_pairs > MOST_CUDA_PAIRS:
+            found.append("over 1e10 visible pairs, plain torch takes longer on a GPU than it is worth")
+        return found
 
     def prepare(self, problem: Problem, device: Device) -> Prepared:
         import torch

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import sys
 from typing import Any
 
 import typer
@@ -65,12 +63,4 @@ app.command("plot")(plot)
 
 def main() -> None:
     """Entry point of ``bench``."""
-    try:
-        try:
-            app(prog_name="bench")
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more on its way out; give it somewhere harmless to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.PIPE_CLOSED)
+    app(prog_name="bench")

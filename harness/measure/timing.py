@@ -24,8 +24,8 @@ Call = Callable[[], Any]
 # at most 1.98e6 of them pass in a millisecond on the fastest card this was written for.
 CYCLES_PER_MS = 1_980_000
 FIRST_HOLD_MS = 4.0
-LONGEST_HOLD_MS = 200.0
-HOLD_ATTEMPTS = 3
+LONGEST_HOLD_MS = 60.0
+HOLD_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Turn:
 
     ms: device time of each call (host time on a CPU). host_us: host time to queue each call; empty on a CPU.
     held: whether every launch was queued before the first sample began. discarded: samples thrown away for that.
-    next_hold_ms: twice what queueing took, for the next turn of the same calls.
+    next_hold_ms: twice what queueing took, for the next turn of the same calls; 0 once they proved not to be held.
     kept: what the call numbered ``keep`` returned.
     """
 
@@ -55,26 +55,31 @@ def take_turn(
     flush: Call | None = None,
     clocks: ClockReader | None = None,
     hold_ms: float = FIRST_HOLD_MS,
+    rewarm: bool = True,
 ) -> Turn:
-    """Times ``calls`` one after another, after one untimed call of the first that re-warms caches and clocks.
+    """Times ``calls`` one after another.
 
     keep: index of the call whose result is returned for checking. flush: run before each call, outside the sample.
+    rewarm: first make one untimed call, which brings back caches and clocks. hold_ms: length of the spin; 0 for none.
     """
     if device.type != "cuda":
-        return _time_on_host(calls, keep)
+        return _time_on_host(calls, keep, rewarm)
     discarded = 0
     for attempt in range(HOLD_ATTEMPTS):
-        turn, queue_ms = _time_held(calls, keep, flush, clocks, hold_ms)
-        if turn.held or attempt == HOLD_ATTEMPTS - 1:
-            longest = min(2 * queue_ms + 0.2, LONGEST_HOLD_MS)
-            return dataclasses.replace(turn, discarded=discarded, next_hold_ms=longest)
+        turn, queue_ms = _time_held(calls, keep, rewarm, flush, clocks, hold_ms)
+        if turn.held:
+            next_hold_ms = min(2 * queue_ms + 0.2, LONGEST_HOLD_MS)
+            return dataclasses.replace(turn, discarded=discarded, next_hold_ms=next_hold_ms)
+        if hold_ms == 0 or attempt == HOLD_ATTEMPTS - 1:
+            break
         discarded += len(calls)
         hold_ms = min(max(2 * queue_ms, 4 * hold_ms), LONGEST_HOLD_MS)
-    raise AssertionError("unreachable: the last attempt returns")
+    return dataclasses.replace(turn, discarded=discarded, next_hold_ms=0.0)
 
 
-def _time_on_host(calls: Sequence[Call], keep: int) -> Turn:
-    calls[0]()
+def _time_on_host(calls: Sequence[Call], keep: int, rewarm: bool) -> Turn:
+    if rewarm:
+        calls[0]()
     samples, kept = [], None
     for index, call in enumerate(calls):
         begin = time.perf_counter()
@@ -86,7 +91,12 @@ def _time_on_host(calls: Sequence[Call], keep: int) -> Turn:
 
 
 def _time_held(
-    calls: Sequence[Call], keep: int, flush: Call | None, clocks: ClockReader | None, hold_ms: float
+    calls: Sequence[Call],
+    keep: int,
+    rewarm: bool,
+    flush: Call | None,
+    clocks: ClockReader | None,
+    hold_ms: float,
 ) -> tuple[Turn, float]:
     """One attempt; also returns how long the host took to queue everything, in ms."""
     starts = [torch.cuda.Event(enable_timing=True) for _ in calls]
@@ -100,7 +110,8 @@ def _time_held(
         int(hold_ms * CYCLES_PER_MS)
     )
     released.record()
-    calls[0]()
+    if rewarm:
+        calls[0]()
     for index, call in enumerate(calls):
         if flush is not None:
             flush()
@@ -132,20 +143,24 @@ class CacheFlush:
         self._buffer.zero_()
 
 
-def warm_up(call: Call, device: torch.device, *, budget_ms: float = 150.0, settle: float = 0.03) -> int:
-    """Calls until three calls in a row differ by less than ``settle`` or the budget is spent; returns how many."""
-    spent, times, calls = 0.0, [], 0
-    while spent < budget_ms:
+def warm_up(
+    call: Call, device: torch.device, *, budget_ms: float = 40.0, settle: float = 0.03
+) -> tuple[int, float]:
+    """Calls until three calls in a row differ by less than ``settle`` or the budget is spent, at least once.
+
+    Returns how many calls that took, and the host's time of the last one in ms, device work included.
+    """
+    times: list[float] = []
+    while not times or sum(times) < budget_ms:
         begin = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append((time.perf_counter() - begin) * 1e3)
-        spent, calls = spent + times[-1], calls + 1
         last = times[-3:]
         if len(last) == 3 and max(last) - min(last) <= settle * min(last):
             break
-    return calls
+    return len(times), times[-1]
 
 
 def capture(call: Call) -> Call:

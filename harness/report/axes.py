@@ -59,7 +59,9 @@ def lay_out(table: pd.DataFrame) -> Layout:
 
 
 def _told(values: pd.Series, title: str) -> pd.Series:
-    return values.map(lambda value: f", {title} {value}".replace("  ", " ") if value not in ("", None) else "")
+    return values.map(
+        lambda value: f", {title} {value}".replace("  ", " ") if value not in ("", None) else ""
+    )
 
 
 def _kv_share(heads: int, kv_heads: int) -> str:
@@ -68,7 +70,9 @@ def _kv_share(heads: int, kv_heads: int) -> str:
 
 def _problem_names(table: pd.DataFrame) -> list[str]:
     """Short names of the problems, unique within the table."""
-    varying = [name for name in ("dtype", "dropout_p", "scale", "layout", "strides") if table[name].nunique() > 1]
+    varying = [
+        name for name in ("dtype", "dropout_p", "scale", "layout", "strides") if table[name].nunique() > 1
+    ]
     names = pd.Series([_problem_name(row, varying) for _, row in table.iterrows()], index=table.index)
     if table["group"].groupby(names).nunique().max() > 1:
         names = names + ", batch " + table["batch"].astype(str) + ", heads " + table["heads"].astype(str)
@@ -80,7 +84,13 @@ def _problem_names(table: pd.DataFrame) -> list[str]:
 def _problem_name(row: pd.Series, varying: list[str]) -> str:
     q, k = length_text(row["seqlen_q"]), length_text(row["seqlen_k"])
     share = _kv_share(row["heads"], row["kv_heads"])
-    parts = [row["mask"], f"hd {row['head_dim']}", q if q == k else f"{q} × {k}", share, *(row[name] for name in varying)]
+    parts = [
+        row["mask"],
+        f"hd {row['head_dim']}",
+        q if q == k else f"{q} × {k}",
+        share,
+        *(row[name] for name in varying),
+    ]
     return ", ".join(str(part) for part in parts if part not in ("", None))
 
 

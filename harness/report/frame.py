@@ -14,7 +14,7 @@ from attnbench.harness.report import stats
 from attnbench.harness.report.load import Run
 from attnbench.harness.report.metrics import did_you_mean
 from attnbench.harness.report.stats import Array, Estimate
-from attnbench.harness.run.record import Cell, Ceilings, Timing
+from attnbench.harness.run.record import Ceilings, Cell, Timing
 
 MIB = 2**20
 EXP_PER_CLOCK_PER_SM = 16
@@ -41,7 +41,7 @@ FIGURES = (
 )  # fmt: skip
 COLUMNS = (
     "run", "suite", "case", "group", "impl", "version", "device", *PROBLEM_FIELDS,
-    "visible_pairs", "flops", "status", "reason", "evidence", *FIGURES,
+    "visible_pairs", "flops", "status", "reason", *FIGURES,
     "throttled", "throttle", "timing_mode", "rounds", "samples", "unheld", "warnings", "round_ms",
 )  # fmt: skip
 PROBLEM_KEY = ["group", "direction"]
@@ -62,9 +62,9 @@ def frame(run: Run) -> pd.DataFrame:
         rows.append(_row(cell, ceilings, sm_counts.get(cell.device)))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype(
-        {name: float for name in FIGURES}
-        | {name: "boolean" for name in ("throttled",)}
-        | {name: "Int64" for name in ("rounds", "samples", "unheld")}
+        dict.fromkeys(FIGURES, float)
+        | dict.fromkeys(("throttled",), "boolean")
+        | dict.fromkeys(("rounds", "samples", "unheld"), "Int64")
     )
 
 
@@ -102,7 +102,6 @@ def _row(cell: Cell, ceilings: Ceilings | None, sm_count: int | None) -> dict[st
         "flops": problem.flops,
         "status": str(cell.status),
         "reason": "; ".join(cell.reasons),
-        "evidence": cell.evidence,
         "prepare_ms": cell.prepare_ms,
         "first_call_ms": cell.first_call_ms,
         "minimum_mib": problem.minimal_result_bytes / MIB if memory is None else memory.minimum_mib,
@@ -115,7 +114,9 @@ def _row(cell: Cell, ceilings: Ceilings | None, sm_count: int | None) -> dict[st
     return row
 
 
-def _timed(problem: Problem, timing: Timing, ceilings: Ceilings | None, sm_count: int | None) -> dict[str, Any]:
+def _timed(
+    problem: Problem, timing: Timing, ceilings: Ceilings | None, sm_count: int | None
+) -> dict[str, Any]:
     rounds = stats.round_medians(timing.rounds)
     time = stats.median_over_rounds(rounds)
     estimates = {"median_ms": time, "tflops": time.inverse(problem.flops / 1e9)}
@@ -176,4 +177,6 @@ def _nanmedian(values: Array) -> float | None:
 
 def _sm_counts(environment: dict[str, Any]) -> dict[str, int]:
     devices = environment.get("devices") or []
-    return {d["id"]: d["sm_count"] for d in devices if isinstance(d, dict) and d.get("id") and d.get("sm_count")}
+    return {
+        d["id"]: d["sm_count"] for d in devices if isinstance(d, dict) and d.get("id") and d.get("sm_count")
+    }

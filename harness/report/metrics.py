@@ -14,7 +14,7 @@ class Metric:
 
     family: metrics of one family order the implementations of a cell alike, so they share marks and a ranking:
     ``time`` (everything that follows from the timed rounds), ``memory``, or ``none`` (shown, never ranked).
-    log: spans decades, so its axis is logarithmic.
+    log: spans decades, so its axis is logarithmic. axis: title of an axis, where it is not ``title``.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Metric:
     family: Literal["time", "memory", "none"] = "none"
     higher_is_better: bool = False
     log: bool = False
+    axis: str = ""
 
     @property
     def low(self) -> str:
@@ -35,7 +36,8 @@ class Metric:
 
     @property
     def label(self) -> str:
-        return f"{self.title} ({self.unit})"
+        """Title of an axis."""
+        return f"{self.axis or self.title} ({self.unit})"
 
 
 METRICS = {
@@ -43,7 +45,7 @@ METRICS = {
     for metric in (
         Metric("latency", "median_ms", "Time", "ms", "time", log=True),
         Metric("tflops", "tflops", "Throughput", "TFLOP/s", "time", higher_is_better=True),
-        Metric("speedup", "speedup", "Speed-up over the baseline", "×", "time", higher_is_better=True),
+        Metric("speedup", "speedup", "Speed-up over", "×", "time", higher_is_better=True, axis="Speed-up"),
         Metric("percent_of_gemm", "percent_of_gemm", "Share of the GEMM ceiling", "%", "time", True),
         Metric("percent_of_floor", "percent_of_floor", "Share of the attainable rate", "%", "time", True),
         Metric("gbs", "gbs", "Minimal traffic over time", "GB/s", "time", higher_is_better=True),

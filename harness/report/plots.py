@@ -20,7 +20,6 @@ import seaborn as sns
 from matplotlib import ticker
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from attnbench.harness.problem import DIRECTIONS
 from attnbench.harness.report.axes import Layout, lay_out
@@ -36,11 +35,11 @@ DPI = 130
 MOST_COLUMNS = 4
 """More columns of panels go to a further figure: panels stay large enough to read."""
 
-REFERENCE = {"color": "#5d6673", "linewidth": 1, "linestyle": (0, (4, 3))}
-GRID = {"grid.color": "#e3e6ea", "axes.edgecolor": "#9aa4b1"}
-MARKER_EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+REFERENCE: dict[str, Any] = {"color": "#5d6673", "linewidth": 1, "linestyle": (0, (4, 3))}
+GRID: dict[str, Any] = {"grid.color": "#e3e6ea", "axes.edgecolor": "#9aa4b1"}
+MARKER_EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
-RC = {
+RC: Any = {
     "svg.hashsalt": "attnbench", "svg.fonttype": "none", "path.simplify": True, "font.size": 9, "axes.titlesize": 9.5,
     "axes.labelsize": 9, "font.family": "DejaVu Sans", "axes.grid.which": "major", "text.parse_math": False,
 }  # fmt: skip
@@ -76,7 +75,14 @@ def plots(table: pd.DataFrame, metrics: Sequence[Metric], baseline: str | None =
         layout = lay_out(posed)
         for metric in metrics:
             title = f"{metric.title} {baseline}" if metric.name == "speedup" and baseline else metric.title
-            yield from _plots(layout, metric, direction, f"{title}, {DIRECTION_TITLES[direction]}", order.get(metric.family, order["time"]), style)
+            yield from _plots(
+                layout,
+                metric,
+                direction,
+                f"{title}, {DIRECTION_TITLES[direction]}",
+                order.get(metric.family, order["time"]),
+                style,
+            )
 
 
 def _plots(
@@ -137,14 +143,14 @@ def _problem_by_problem(
     with sns.axes_style("whitegrid", GRID):
         figure = Figure(figsize=(8.2, 0.42 * len(problems) + 1.6), layout="constrained")
         axes = figure.subplots()
-    lanes = max(len(impls), 2)
     for lane, impl in enumerate(impls):
         own = cells[cells["impl"] == impl]
         # Each implementation keeps its own lane within a problem's band, so that equal figures do not hide each other.
-        y = own["problem"].map(problems.index) + 0.6 * (lane / (lanes - 1) - 0.5)
+        y = own["problem"].map(problems.index) + 0.6 * ((lane + 0.5) / len(impls) - 0.5)
         spread = _spread(own, metric)
         axes.errorbar(
-            own[metric.column], y, xerr=spread, fmt=style[impl].marker, color=style[impl].colour, markersize=5,
+            own[metric.column], y, xerr=spread, fmt=style[impl].marker, color=style[impl].colour,
+            markersize=style[impl].size,
             elinewidth=1.2, **MARKER_EDGE,
         )  # fmt: skip
     axes.set_yticks(range(len(problems)), problems)
@@ -164,7 +170,7 @@ def _panel_title(text: str) -> str:
 
 
 def _side_by_side(count: int, lengths: pd.Series) -> list[float]:
-    """A factor on x for each of ``count`` lines, 6% of the axis in all, so that equal figures do not hide each other."""
+    """A factor on x for each of ``count`` lines, 6% of the axis in all, so that equal figures show."""
     octaves = math.log2(lengths.max() / lengths.min()) if lengths.min() > 0 else 0.0
     return [2 ** (0.06 * octaves * (lane / max(count - 1, 1) - 0.5)) for lane in range(count)]
 
@@ -172,7 +178,13 @@ def _side_by_side(count: int, lengths: pd.Series) -> list[float]:
 def _line(axes: Axes, own: pd.DataFrame, beside: float, metric: Metric, style: Style) -> None:
     x = own.index * beside
     axes.plot(
-        x, own[metric.column], color=style.colour, marker=style.marker, markersize=5.5, linewidth=1.3, **MARKER_EDGE
+        x,
+        own[metric.column],
+        color=style.colour,
+        marker=style.marker,
+        markersize=style.size,
+        linewidth=1.3,
+        **MARKER_EDGE,
     )
     if metric.low in own:
         axes.fill_between(x, own[metric.low], own[metric.high], color=style.colour, alpha=0.14, linewidth=0)
@@ -191,7 +203,10 @@ def _spread(own: pd.DataFrame, metric: Metric) -> Any:
     if metric.low not in own:
         return None
     value = own[metric.column]
-    return [(value - own[metric.low]).clip(lower=0).fillna(0), (own[metric.high] - value).clip(lower=0).fillna(0)]
+    return [
+        (value - own[metric.low]).clip(lower=0).fillna(0),
+        (own[metric.high] - value).clip(lower=0).fillna(0),
+    ]
 
 
 def _scale_lengths(axes: Axes, lengths: list[int]) -> None:
@@ -210,7 +225,9 @@ def _scale_figures(axis: Any, metric: Metric) -> None:
         decades = math.log10(high / low)
         subs = (1.0,) if decades > 3.5 else (1.0, 2.0, 5.0) if decades > 1 else range(1, 10)
         axis.set_major_locator(ticker.LogLocator(subs=subs))
-        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:,.0f}"))
+        axis.set_major_formatter(
+            ticker.FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:,.0f}")
+        )
         axis.set_minor_formatter(ticker.NullFormatter())
     else:
         axis.axes.set(**{f"{axis.axis_name}lim": (0, None)})
@@ -218,7 +235,15 @@ def _scale_figures(axis: Any, metric: Metric) -> None:
 
 def _finish(figure: Figure, title: str, metric: Metric, impls: list[str], style: dict[str, Style]) -> None:
     handles = [
-        Line2D([], [], color=style[impl].colour, marker=style[impl].marker, linewidth=1.4, markersize=6, **MARKER_EDGE)
+        Line2D(
+            [],
+            [],
+            color=style[impl].colour,
+            marker=style[impl].marker,
+            linewidth=1.4,
+            markersize=style[impl].size,
+            **MARKER_EDGE,
+        )
         for impl in impls
     ]
     heading = "least memory first" if metric.family == "memory" else "fastest first"
@@ -241,9 +266,5 @@ def _encode(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     if kind == "svg":
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
         return target.getvalue()
-    figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
-    # A figure needs few colours; with a palette the file is a third, and many of them can be kept with the records.
-    image = Image.open(target).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small = io.BytesIO()
-    image.save(small, format="png", optimize=True)
-    return small.getvalue()
+    figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return target.getvalue()

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from attnbench.harness.report import stats
 from attnbench.harness.report.metrics import Metric
 from attnbench.harness.report.stats import Array, Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEAST_COMMON = 0.5
 """The common set holds at least this share of the cells that anyone completed, or a ranking would speak of a corner."""
@@ -82,7 +85,9 @@ def _standings(
     of = done.set_index(["impl", "group"])
     if metric.family == "time":
         times = {cell: _log_times([of.at[(impl, cell), "round_ms"] for impl in ranked]) for cell in common}
-        lead = [[times[cell].mean(axis=0) - times[cell][place] for cell in times] for place in range(len(ranked))]
+        lead = [
+            [times[cell].mean(axis=0) - times[cell][place] for cell in times] for place in range(len(ranked))
+        ]
         scores = dict(zip(ranked, map(stats.geomean_over_cells, lead), strict=True))
     else:
         sizes = {impl: [of.at[(impl, cell), metric.column] for cell in common] for impl in ranked}

@@ -10,14 +10,16 @@ import base64
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import markupsafe
-import pandas as pd
 
 from attnbench.harness.report.summary import Summary
 from attnbench.harness.report.tables import DIRECTION_TITLES, NOT_RUNNABLE, Tables, figure
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,23 +33,28 @@ _MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
 
 def markdown(tables: Tables, summary: Summary) -> str:
-    return _render("tables.md.j2", _markdown_escape, tables=tables, summary=summary)
+    text = _render("tables.md.j2", _markdown_escape, tables=tables, summary=summary)
+    return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
 
 def latex(tables: Tables, summary: Summary) -> str:
     return _render("tables.tex.j2", latex_escape, LATEX_DELIMITERS, tables=tables, summary=summary)
 
 
-def html(tables: Tables, summary: Summary, plots: Sequence[tuple[str, dict[str, bytes]]], most_bytes: int) -> str:
+def html(
+    tables: Tables, summary: Summary, plots: Sequence[tuple[str, dict[str, bytes]]], most_bytes: int
+) -> str:
     """One self-contained document. plots: title and encodings (svg, png) of each figure; embedded as images, so that
     none can script. The SVGs if they fit into ``most_bytes``, else the PNGs; without plots if these do not fit either.
     """
     for kind, mime in (("svg", "image/svg+xml"), ("png", "image/png")):
-        images = [(title, f"data:{mime};base64,{base64.b64encode(files[kind]).decode()}") for title, files in plots]
+        images = [
+            (title, f"data:{mime};base64,{base64.b64encode(files[kind]).decode()}") for title, files in plots
+        ]
         text = _render("report.html.j2", markupsafe.escape, tables=tables, summary=summary, plots=images)
         if len(text.encode()) <= most_bytes:
             return text
-    return _render("report.html.j2", markupsafe.escape, tables=tables, summary=summary, plots=[])
+    return _render("report.html.j2", markupsafe.escape, tables=tables, summary=summary, plots=None)
 
 
 def csv(table: pd.DataFrame) -> str:
@@ -59,7 +66,7 @@ def latex_escape(value: Any) -> str:
     return _LATEX_SPECIAL.sub(lambda match: _LATEX[match.group()], str(value))
 
 
-LATEX_DELIMITERS = {
+LATEX_DELIMITERS: dict[str, Any] = {
     "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
     "comment_start_string": "<#", "comment_end_string": "#>",
 }  # fmt: skip
@@ -72,7 +79,7 @@ def _markdown_escape(value: Any) -> str:
 
 
 def _render(
-    template: str, escape: Callable[[Any], str], delimiters: dict[str, str] | None = None, **context: Any
+    template: str, escape: Callable[[Any], str], delimiters: dict[str, Any] | None = None, **context: Any
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

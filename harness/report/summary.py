@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from attnbench.harness.report.load import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ def summarise(run: Run, table: pd.DataFrame) -> Summary:
     """The summary of a run and its frame. Every field of the environment may be missing."""
     environment = run.environment
     suites = ", ".join(dict.fromkeys(table["suite"])) or str(environment.get("suite", ""))
-    names = dict.fromkeys(str(device.get("name", "")) for device in _devices(environment))
+    names = dict.fromkeys(_device_name(device, environment) for device in _devices(environment))
     devices = ", ".join(filter(None, names)) or ", ".join(dict.fromkeys(table["device"]))
     statuses = Counter(table["status"])
     return Summary(
@@ -61,12 +63,13 @@ _VERSIONS = ("attnbench", "torch", "triton", "cuda", "driver", "python")
 
 
 def _phases(run: Run) -> list[tuple[str, float, float]]:
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for group in run.groups:
         for phase, spent in group.phases.items():
             seconds[phase] += spent
     total = sum(seconds.values())
-    return [(phase, spent, spent / total) for phase, spent in seconds.most_common() if total > 0]
+    longest_first = sorted(seconds.items(), key=lambda item: -item[1])
+    return [(phase, spent, spent / total) for phase, spent in longest_first if total > 0]
 
 
 def _warnings(run: Run, table: pd.DataFrame) -> list[str]:
@@ -75,26 +78,52 @@ def _warnings(run: Run, table: pd.DataFrame) -> list[str]:
     if environment.get("dirty"):
         found.append("the sources had uncommitted changes: the commit does not name what was run")
     foreign = Counter(process for group in run.groups for process in group.foreign)
-    found += [f"another process was on the GPU during {n} groups: {process}" for process, n in foreign.items()]
+    found += [
+        f"another process was on the GPU during {n} groups: {process}" for process, n in foreign.items()
+    ]
     timed = table[table["rounds"].notna()]
     causes = Counter(cause for text in timed["throttle"] for cause in text.split(", ") if cause)
-    found += [f"{count} of {len(timed)} timed cells ran with clocks held down: {cause}" for cause, count in causes.items()]
+    found += [
+        f"{count} of {len(timed)} timed cells ran with clocks held down: {cause}"
+        for cause, count in causes.items()
+    ]
     if unheld := int(timed["unheld"].sum()):
-        found.append(f"{unheld} samples were thrown away: the stream could not be held until all launches were queued")
+        found.append(
+            f"{unheld} samples were thrown away: the stream could not be held until all launches were queued"
+        )
     if single := int((timed["rounds"] < 2).sum()):
         found.append(f"{single} of {len(timed)} timed cells have one round, hence no interval")
     of_cells = Counter(warning for cell in run.cells for warning in cell.warnings)
     found += [f"{count} cells: {warning}" for warning, count in of_cells.most_common()]
-    return found + run.problems
+    return found + _folded(run.problems)
+
+
+def _folded(problems: list[str]) -> list[str]:
+    """Lines in a row that do not count for the same reason, as one sentence: a torn group is many such lines."""
+    found = []
+    for why, alike in groupby(problems, key=lambda problem: problem.partition(": ")[2]):
+        places = [problem.partition(": ")[0] for problem in alike]
+        found.append(f"{places[0]}{f' to {places[-1]}' if len(places) > 1 else ''}: {why}")
+    return found
 
 
 def _devices(environment: dict[str, Any]) -> list[dict[str, Any]]:
     return [device for device in environment.get("devices") or [] if isinstance(device, dict)]
 
 
+def _device_name(device: dict[str, Any], environment: dict[str, Any]) -> str:
+    name, host = str(device.get("name") or ""), environment.get("host")
+    processor = host.get("cpu") if name == "cpu" and isinstance(host, dict) else None
+    return f"{name} ({processor})" if processor else name
+
+
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
-        return [pair for name, item in value.items() for pair in _flat(item, f"{prefix}.{name}" if prefix else str(name))]
+        return [
+            pair
+            for name, item in value.items()
+            for pair in _flat(item, f"{prefix}.{name}" if prefix else str(name))
+        ]
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         return [pair for index, item in enumerate(value) for pair in _flat(item, f"{prefix}[{index}]")]
     return [(prefix, " ".join(map(str, value)) if isinstance(value, list) else str(value))]

@@ -91,7 +91,8 @@ class Table:
 
     @property
     def title(self) -> str:
-        return f"{self.metric.title} ({self.metric.unit}), {DIRECTION_TITLES[self.direction]}"
+        name = f"{self.metric.title} {self.baseline}" if self.baseline else self.metric.title
+        return f"{name} ({self.metric.unit}), {DIRECTION_TITLES[self.direction]}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def build(table: pd.DataFrame, metrics: Sequence[Metric], baseline: str | None =
         for metric in shown:
             family = metric.family if metric.family in RANKED_BY else "time"
             own = marks.get(metric.family, {})
-            result.tables.append(_table(posed, metric, direction, rankings[family].order, own, result.notes, baseline))
+            result.tables.append(
+                _table(posed, metric, direction, rankings[family].order, own, result.notes, baseline)
+            )
         families = dict.fromkeys(metric.family for metric in shown)
         result.rankings.extend(rankings[family] for family in families if family in rankings)
     return result
@@ -134,7 +137,9 @@ def row_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         fields["seqlen_q"] = "seqlen"
     text = pd.DataFrame({title: table[name].map(_field_text) for name, title in fields.items()})
     varying = [title for title in text if text[title].nunique() > 1] or [fields["seqlen_q"]]
-    shared = [f"{title} {text[title].iloc[0]}" for title in text if title not in varying and _said(text[title])]
+    shared = [
+        f"{title} {text[title].iloc[0]}" for title in text if title not in varying and _said(text[title])
+    ]
     labels = text[varying]
     for extra in ("case", "group"):
         if table["group"].groupby([labels[title] for title in labels]).nunique().max() == 1:
@@ -145,21 +150,31 @@ def row_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def in_reading_order(cells: pd.DataFrame) -> pd.DataFrame:
     """Sorted as a reader expects: full before causal before the rest, then from small to large, lengths last."""
-    fields = ["mask", "head_dim", "head_dim_v", "dtype", "dropout_p", "heads", "kv_heads", "seqlen_q", "seqlen_k"]
+    fields = [
+        "mask",
+        "head_dim",
+        "head_dim_v",
+        "dtype",
+        "dropout_p",
+        "heads",
+        "kv_heads",
+        "seqlen_q",
+        "seqlen_k",
+    ]
     kinds = {label: f"{KINDS.index(Mask.parse(label).kind)} {label}" for label in cells["mask"].unique()}
     order = cells[fields].assign(mask=cells["mask"].map(kinds)).sort_values(fields, kind="stable").index
     return cells.loc[order]
 
 
 def _said(values: pd.Series) -> bool:
-    return values.iloc[0] not in ("", "default", "0")
+    return values.iloc[0] not in ("", "default", "0", "bshd")
 
 
 def _field_text(value: Any) -> str:
-    if value is None or value != value:
+    if pd.isna(value):
         return "default"
     if isinstance(value, Integral):
-        return length_text(value)
+        return length_text(int(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -195,7 +210,9 @@ def _never_ran(posed: pd.DataFrame, impl: str) -> bool:
 
 def _why_never(posed: pd.DataFrame, impl: str) -> str:
     own = posed[posed["impl"] == impl]
-    return "; ".join(dict.fromkeys(f"{status}: {reason}" for status, reason in own[["status", "reason"]].to_numpy()))
+    return "; ".join(
+        dict.fromkeys(f"{status}: {reason}" for status, reason in own[["status", "reason"]].to_numpy())
+    )
 
 
 def _entries(
@@ -209,7 +226,9 @@ def _entries(
         cell = cells.loc[impl]
         if cell["status"] != "OK":
             note = notes.number(f"{cell['status']}: {cell['reason']}")
-            found.append(Entry(cell["status"], status=cell["status"], reason=_short(cell["reason"]), note=note))
+            found.append(
+                Entry(cell["status"], status=cell["status"], reason=_short(cell["reason"]), note=note)
+            )
         elif pd.isna(cell[metric.column]):
             found.append(Entry(status="OK"))
         else:
@@ -232,7 +251,9 @@ def _marks(posed: pd.DataFrame, metric: Metric) -> dict[tuple[str, str], str]:
         for impl in own.index.drop(best):
             if metric.family == "time":
                 against = stats.ratio(own.at[impl, "round_ms"], own.at[best, "round_ms"])
-                tied = against.low is not None and against.high is not None and against.low <= 1 <= against.high
+                tied = (
+                    against.low is not None and against.high is not None and against.low <= 1 <= against.high
+                )
             else:
                 tied = figure(own.at[impl, metric.column]) == figure(own.at[best, metric.column])
             if tied:

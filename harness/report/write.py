@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from attnbench.harness.report import render
 from attnbench.harness.report.frame import frame, with_speedup
@@ -14,6 +13,9 @@ from attnbench.harness.report.metrics import Metric, did_you_mean, metrics_named
 from attnbench.harness.report.plots import Plot, plots
 from attnbench.harness.report.summary import summarise
 from attnbench.harness.report.tables import build
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILES = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
 PLOTS = "plots"
@@ -40,7 +42,11 @@ def write_report(
 
 
 def write_plots(
-    run_folder: Path, *, metrics: Sequence[str] | None = None, out: Path | None = None, baseline: str | None = None
+    run_folder: Path,
+    *,
+    metrics: Sequence[str] | None = None,
+    out: Path | None = None,
+    baseline: str | None = None,
 ) -> list[Path]:
     """Writes the figures of a run as PNG and SVG under ``out`` (None: plots/ in the run's folder); see write_report."""
     run, table, chosen = _read(run_folder, baseline, metrics)
@@ -48,7 +54,9 @@ def write_plots(
     return _write_images(images, out or run.folder / PLOTS)
 
 
-def write_all(run_folder: Path, *, baseline: str | None = None, metrics: Sequence[str] | None = None) -> list[Path]:
+def write_all(
+    run_folder: Path, *, baseline: str | None = None, metrics: Sequence[str] | None = None
+) -> list[Path]:
     """What both write, every format, into the run's folder: drawn once. Called at the end of each run."""
     run, table, chosen = _read(run_folder, baseline, metrics)
     images = [(plot, plot.encode("svg", "png")) for plot in plots(table, chosen, baseline)]

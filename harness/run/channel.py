@@ -39,8 +39,8 @@ class Channel:
         """The next message; TimeoutError after ``timeout_s``, ChannelClosed at the end."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
-            self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
             try:
+                self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
                 chunk = self._socket.recv(1 << 16)
             except TimeoutError:
                 raise

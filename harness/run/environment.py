@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 SCHEMA = 1
 PACKAGES = (
@@ -110,7 +111,7 @@ def out_of_range() -> list[str]:
                 requirement = Requirement(text)
             except InvalidRequirement:
                 continue
-            version = installed.get(requirement.name)
+            version = installed.get(canonicalize_name(requirement.name))
             applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
             if version and applies and not requirement.specifier.contains(version, prereleases=True):
                 wanted = f"{requirement.name}{requirement.specifier}"

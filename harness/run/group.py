@@ -95,7 +95,7 @@ class GroupRun:
         self._conditions = conditions
         self._drafts = [Draft(impl, problem) for impl in plan.impls for problem in plan.problems]
         self._phases: dict[str, float] = {}
-        self._oracle: Message | None = None
+        self._oracle: Message = {}
         self._oracle_asked = False
         self._ceilings: dict[str, Ceilings] = {}
         self._order: dict[str, list[list[str]]] = {}
@@ -112,8 +112,8 @@ class GroupRun:
             self._await_oracle()
         with self._phase("judge"):
             self._crew.release(list(self.plan.impls))
-            for draft in self._living():
-                self._judge(draft)
+            for impl in self.plan.impls:
+                self._judge_alone(impl)
         for problem in self.plan.problems:
             with self._phase(f"time {problem.direction}"):
                 self._time(problem)
@@ -157,32 +157,33 @@ class GroupRun:
             for draft in self._living():
                 draft.failure = Failure(Status.ERROR, why, failure.evidence)
 
-    def _judge(self, draft: Draft) -> None:
-        assert self._oracle is not None
+    def _judge_alone(self, impl: str) -> None:
+        """All directions of one implementation, alone on the device: what they weigh, then whether they are right."""
+        drafts = [draft for draft in self._living() if draft.impl == impl]
+        for draft in drafts if self._conditions.memory else ():
+            with self._failing(draft):
+                draft.memory = Memory(**self._ask(draft, "weigh"))
+        for draft in self._alive(drafts):
+            with self._failing(draft):
+                reply = self._ask(draft, "judge", oracle=self._oracle["judged"])
+                self._take_judgement(draft, reply["judgement"], "")
+        self._crew.release([impl])
+
+    @contextmanager
+    def _failing(self, draft: Draft) -> Iterator[None]:
+        """A failure of what is done here is the draft's."""
         try:
-            self._ensure_prepared(draft)
-            if not draft.alive:
-                return
-            reply = self._crew.call(
-                draft.impl,
-                "judge",
-                problem=draft.problem.key,
-                oracle=self._oracle["judged"],
-                memory=self._conditions.memory,
-            )
-            draft.memory = Memory(**reply["memory"]) if reply["memory"] else None
-            self._take_judgement(draft, reply["judgement"], "")
+            yield
         except Failure as failure:
             draft.failure = failure
-        finally:
-            self._crew.release([draft.impl])
+
+    def _ask(self, draft: Draft, operation: str, **arguments: Any) -> Message:
+        """Asks about a draft, which another draft's loss of the worker may have left unprepared; raises Failure."""
+        self._ensure_prepared(draft)
+        reply = self._crew.call(draft.impl, operation, problem=draft.problem.key, **arguments)
+        return {name: value for name, value in reply.items() if name != "ok"}
 
     def _time(self, problem: Problem) -> None:
-        for draft in self._living(problem):
-            try:
-                self._ensure_prepared(draft)
-            except Failure as failure:
-                draft.failure = failure
         resident = self._resident(self._living(problem))
         ceilings = Ceilings([], [])
         orders: list[list[str]] = []
@@ -202,26 +203,25 @@ class GroupRun:
         self._crew.release([draft.impl for draft in self._living(problem)])
 
     def _take_turn(self, draft: Draft, *, resident: bool) -> None:
-        assert self._oracle is not None
-        try:
-            reply = self._crew.call(
-                draft.impl,
+        with self._failing(draft):
+            reply = self._ask(
+                draft,
                 "turn",
-                problem=draft.problem.key,
                 probes=self._oracle["probes"],
                 samples=self._conditions.samples,
                 turn_ms=TURN_MS[self._crew.device.partition(":")[0]],
                 mode=self._conditions.mode,
                 keep_memory=resident,
-                device_seed=self.plan.seed,
             )
-        except Failure as failure:
-            draft.failure = failure
-            if failure.status is Status.INCORRECT:
-                draft.judgement = None  # the one in full passed; this answer has no form to judge
-            return
-        draft.turns.append(reply)
-        self._take_judgement(draft, reply["judgement"], "a timed call: ")
+            draft.turns.append(reply)
+            self._take_judgement(draft, reply["judgement"], "a timed call: ")
+        if (
+            draft.failure
+            and draft.failure.status is Status.INCORRECT
+            and draft.judgement
+            and draft.judgement.ok
+        ):
+            draft.judgement = None  # the one in full passed; this answer has no form to judge
 
     def _sample_ceilings(self, problem: Problem, ceilings: Ceilings) -> None:
         try:
@@ -233,6 +233,10 @@ class GroupRun:
         ceilings.copy_gbs.append(reply["copy_gbs"])
 
     # ---- pieces -------------------------------------------------------------------------------------------
+
+    def _alive(self, drafts: list[Draft]) -> Iterator[Draft]:
+        """Those not failed by the time their turn comes."""
+        return (draft for draft in drafts if draft.alive)
 
     def _living(self, problem: Problem | None = None) -> list[Draft]:
         return [d for d in self._drafts if d.alive and (problem is None or d.problem == problem)]
@@ -247,6 +251,8 @@ class GroupRun:
             raise absence
         if draft.prepared_by != self._crew.pid(draft.impl):
             self._take_prepared(draft, self._crew.call(draft.impl, "prepare", **self._request(draft)))
+            if draft.failure:
+                raise draft.failure
 
     def _take_prepared(self, draft: Draft, reply: Message | Failure) -> None:
         if isinstance(reply, Failure):
@@ -328,7 +334,7 @@ class GroupRun:
             device=self._crew.device,
             cells=self.plan.cells,
             seed=self.plan.seed,
-            oracle_ms=self._oracle["ms"] if self._oracle else None,
+            oracle_ms=self._oracle.get("ms"),
             ceilings=self._ceilings,
             order=self._order,
             phases=self._phases,

@@ -161,7 +161,12 @@ def _scan(folder: Path) -> Iterator[tuple[Where, Record | str]]:
         if isinstance(outcome, str) or index in counted:
             yield where, outcome
         else:
-            yield where, f"its group {outcome.group} is not complete, and is run again on --resume"
+            state = (
+                "recorded already"
+                if outcome.group in closed
+                else "not complete, and is run again on --resume"
+            )
+            yield where, f"its group {outcome.group} is {state}"
 
 
 def _move_aside(path: Path, bad: dict[int, str], aside: Path) -> None:

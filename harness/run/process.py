@@ -45,18 +45,12 @@ class Worker:
         spec = {"role": role, "device": device, "parent": os.getpid()}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "attnbench.harness.run.worker",
-                    json.dumps(spec),
-                    str(child_end.fileno()),
-                ],
+                python_module("attnbench.harness.run.worker", json.dumps(spec), str(child_end.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=[child_end.fileno()],
-                env=_environment(role),
+                env=environment_of(role),
                 start_new_session=True,  # its own process group, so that what a plugin starts can be ended with it
             )
         child_end.close()
@@ -119,7 +113,8 @@ class Worker:
         self.kill()
         if code >= 0:
             return WorkerLost(Status.CRASHED, f"its process exited with code {code}", self._tail())
-        name = signal.Signals(-code).name
+        # Real-time signals have no name.
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
         if code == -signal.SIGKILL:
             reason = "its process was killed by SIGKILL, as the kernel does when memory runs out"
             return WorkerLost(Status.CRASHED, reason, self._tail())
@@ -129,7 +124,12 @@ class Worker:
         return self._log.read_bytes()[-MOST_EVIDENCE:].decode(errors="replace")
 
 
-def _environment(role: str) -> dict[str, str]:
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Command line of a module in its own process; -P keeps the current folder from shadowing what is installed."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment_of(role: str) -> dict[str, str]:
     """The environment with the role's own site folders in front (see ``registry.search_path``)."""
     environment = dict(os.environ)
     extra = registry.search_path(role)

@@ -92,8 +92,8 @@ class Timing:
     checked: int = 0
 
     def __post_init__(self) -> None:
-        if not self.rounds or not all(self.rounds) or min(map(min, self.rounds)) <= 0:
-            raise RecordError("a timing holds at least one round and every sample is above 0 ms")
+        if not self.rounds or not all(turn and all(0 < ms < math.inf for ms in turn) for turn in self.rounds):
+            raise RecordError("a timing holds at least one round and every sample is finite and above 0 ms")
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def from_json(data: dict[str, Any]) -> Record:
         for name, cls in (("timing", Timing), ("memory", Memory)):
             data[name] = cls(**data[name]) if data.get(name) else None
         return Cell(**data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecordError(f"malformed {kind} record: {error}") from error
 
 

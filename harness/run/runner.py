@@ -185,8 +185,11 @@ def _serve_device(crew: Crew, plans: list[GroupPlan], options: RunOptions, state
     facts = crew.device_facts
     reader = ClockReader(str(facts["uuid"])) if facts.get("uuid") else None
     begin = time.monotonic()
+    _tell(state, "start")
+    crew.start(list(dict.fromkeys(name for plan in plans for name in plan.impls)))
+    started = time.monotonic()
     compiled = _compile_ahead(crew, plans, options, state)
-    ahead = {"compile ahead": time.monotonic() - begin}
+    ahead = {"start": started - begin, "compile ahead": time.monotonic() - started}
     with _scratch_folder() as scratch:
         conditions = Conditions(
             run=options.output.name,
@@ -209,14 +212,13 @@ def _serve_device(crew: Crew, plans: list[GroupPlan], options: RunOptions, state
             begin = time.monotonic()
             cells, group = GroupRun(plan, crew, conditions, lambda name: _tell(state, name)).execute()
             foreign = reader.foreign_processes(crew.pids | {os.getpid()}) if reader else []
-            phases = ahead | group.phases | {"other": time.monotonic() - begin - sum(group.phases.values())}
+            phases = group.phases | {"other": time.monotonic() - begin - sum(group.phases.values())}
+            phases = {name: ahead.get(name, 0.0) + phases.get(name, 0.0) for name in {**ahead, **phases}}
             ahead = {}  # counted once, in the first group
             _record(cells, replace(group, foreign=foreign, phases=phases), options, state)
 
 
 def _compile_ahead(crew: Crew, plans: list[GroupPlan], options: RunOptions, state: _State) -> Prepared:
-    _tell(state, "start")
-    crew.start(list(dict.fromkeys(name for plan in plans for name in plan.impls)))
     processes = {name: count for name, count in crew.compile_processes.items() if count > 1}
     if len(plans) < 2 or not processes:
         return {}

@@ -25,6 +25,8 @@ from attnbench.harness.run.record import Judgement, Status, to_plain
 from attnbench.harness.run.slots import slot_seed
 from attnbench.harness.run.worker import Refusal
 
+# A longer call has brought back caches and clocks long before it is done.
+LONGEST_REWARMED_MS = 20.0
 PREPARE_SLOT = 99  # inputs of the first call, thrown away: never those that are judged or timed
 
 
@@ -34,8 +36,14 @@ class Subject:
 
     problem: Problem
     calls: list[Call]
-    last_ms: float
-    hold_ms: float = FIRST_HOLD_MS
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a call took last, and how long the stream must be held to queue a turn of them; both in ms."""
+
+    call_ms: float
+    hold_ms: float
 
 
 class Solver:
@@ -50,7 +58,9 @@ class Solver:
         self._plan: GroupPlan | None = None
         self._prepared: dict[str, Prepared] = {}
         self._probes: list[Oracle] = []
+        self._judged_by: Oracle | None = None
         self._subject: Subject | None = None
+        self._paces: dict[str, Pace] = {}
         self._random = random.Random(0)
         self._calls_made = 0
 
@@ -103,57 +113,52 @@ class Solver:
         self._prepared[problem] = prepared
         return {"unsupported": [], "prepare_ms": prepare_ms, "first_call_ms": first_call_ms}
 
-    def do_judge(self, problem: str, oracle: str, memory: bool) -> Message:
-        """Judges the answer and, alone on the device, measures the memory of one call."""
+    def do_weigh(self, problem: str) -> Message:
+        """The memory of one call, alone on the device; MiB beyond the inputs."""
+        posed = self._problem(problem)
+        peak = peak_of(_call(posed, self._prepared[problem], self._inputs(posed, slot=0)), self._device)
+        minimum = posed.minimal_result_bytes / MIB
+        return {"peak_mib": peak.peak_mib, "driver_mib": peak.driver_mib, "minimum_mib": minimum}
+
+    def do_judge(self, problem: str, oracle: str) -> Message:
+        """Judges the answer, made in memory that held NaN, and looks whether the inputs are as they were."""
         posed, prepared = self._problem(problem), self._prepared[problem]
+        if self._judged_by is None:
+            self._judged_by = Oracle.load(oracle, self._device)
         inputs = self._inputs(posed, slot=0)
-        measured = None
-        if memory:
-            peak = peak_of(_call(posed, prepared, inputs), self._device)
-            minimum = posed.minimal_result_bytes / MIB
-            measured = {"peak_mib": peak.peak_mib, "driver_mib": peak.driver_mib, "minimum_mib": minimum}
-            del peak
         before = _checksums(inputs)
-        reference = Oracle.load(oracle, self._device)
         _poison(posed, self._device)
-        answer = _answer(posed, prepared, inputs, reference)
+        answer = _answer(posed, prepared, inputs, self._judged_by)
         self._synchronize()
         changed = [name for name, bits in _checksums(inputs).items() if bits != before[name]]
         if changed:
             raise Refusal(Status.INCORRECT, f"writes into its inputs ({', '.join(changed)})")
-        return {"judgement": to_plain(_judged(reference, answer)), "memory": measured}
+        return {"judgement": to_plain(_judged(self._judged_by, answer))}
 
     def do_turn(
-        self,
-        problem: str,
-        probes: list[str],
-        samples: int,
-        turn_ms: float,
-        mode: str,
-        keep_memory: bool,
-        device_seed: int,
+        self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str, keep_memory: bool
     ) -> Message:
         """Samples for one round, and the judgement of one of the timed calls' own outputs, chosen at random."""
         posed = self._problem(problem)
         warmup_calls = 0
         if self._subject is None or self._subject.problem != posed:
-            self._subject, warmup_calls = self._make_subject(posed, probes, graph="graph" in mode)
-            self._random = random.Random(device_seed)
-        subject = self._subject
-        count = max(1, min(samples, int(turn_ms / max(subject.last_ms, 1e-3))))
-        slots = [(self._calls_made + i) % len(subject.calls) for i in range(count)]
+            warmup_calls = self._make_subject(posed, probes, graph="graph" in mode)
+        assert self._subject is not None
+        calls, pace = self._subject.calls, self._paces[problem]
+        count = max(1, min(samples, int(turn_ms / max(pace.call_ms, 1e-3))))
+        slots = [(self._calls_made + i) % len(calls) for i in range(count)]
         self._calls_made += count
         keep = self._random.randrange(count)
         turn = take_turn(
-            [subject.calls[slot] for slot in slots],
+            [calls[slot] for slot in slots],
             device=self._device,
             keep=keep,
             flush=None if "hot" in mode else self._flush,
             clocks=self._clocks,
-            hold_ms=subject.hold_ms,
+            hold_ms=pace.hold_ms,
+            rewarm=pace.call_ms <= LONGEST_REWARMED_MS,
         )
-        subject.hold_ms = turn.next_hold_ms
-        subject.last_ms = sorted(turn.ms)[len(turn.ms) // 2]
+        self._paces[problem] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
         judgement = _judged(self._probes[slots[keep]], _named(posed, turn.kept))
         reply = {
             "ms": turn.ms,
@@ -164,7 +169,7 @@ class Solver:
             "warmup_calls": warmup_calls,
             "judgement": to_plain(judgement),
         }
-        del turn
+        del turn, calls
         if not keep_memory:
             self.do_release()
         return reply
@@ -172,6 +177,7 @@ class Solver:
     def do_release(self) -> Message:
         """Gives back all device memory but what the implementation itself holds."""
         self._subject = None
+        self._judged_by = None
         self._probes = []
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -183,6 +189,8 @@ class Solver:
         if self._plan != plan:
             self._plan = plan
             self._prepared = {}
+            self._paces = {}
+            self._random = random.Random(plan.seed)
             self.do_release()
 
     def _problem(self, key: str) -> Problem:
@@ -199,7 +207,8 @@ class Solver:
             kind=self._plan.inputs,
         )
 
-    def _make_subject(self, problem: Problem, probes: list[str], graph: bool) -> tuple[Subject, int]:
+    def _make_subject(self, problem: Problem, probes: list[str], graph: bool) -> int:
+        """Puts inputs and calls in place, warms up, and returns how many calls that took."""
         self.do_release()
         prepared = self._prepared[problem.key]
         self._probes = [Oracle.load(path, self._device) for path in probes]
@@ -209,11 +218,14 @@ class Solver:
         ]
         if graph:
             calls = [capture(call) for call in calls]
-        made = sum(warm_up(call, self._device, budget_ms=150.0 / len(calls)) for call in calls)
-        begin = time.perf_counter()
-        calls[0]()
-        self._synchronize()
-        return Subject(problem, calls, (time.perf_counter() - begin) * 1e3), made + 1
+        self._subject = Subject(problem, calls)
+        if problem.key in self._paces:  # back from a release between turns: warm already, but for its memory
+            calls[0]()
+            self._synchronize()
+            return 1
+        made, call_ms = warm_up(calls[0], self._device)
+        self._paces[problem.key] = Pace(call_ms, FIRST_HOLD_MS)
+        return made
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

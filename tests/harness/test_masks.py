@@ -155,7 +155,7 @@ def test_a_strided_pattern_is_the_diagonal_and_every_nth_column():
 
 def test_butterfly_blocks_see_indices_one_bit_away():
     blocks = BlockPattern("butterfly", 4, 4).blocks(1, 32, 32)[0]
-    assert all(blocks[i, j] == (bin(i ^ j).count("1") <= 1) for i in range(8) for j in range(8))
+    assert all(blocks[i, j] == (int(i ^ j).bit_count() <= 1) for i in range(8) for j in range(8))
 
 
 def test_blocks_are_per_head_seeded_and_read_only():

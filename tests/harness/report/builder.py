@@ -88,7 +88,7 @@ def group_of(cells: list[Cell], rounds: int = 8, foreign: list[str] | None = Non
     return Group(
         run=first.run, suite=first.suite, case=first.case, why="made up", group=first.group, device=first.device,
         cells=[cell.id for cell in cells], seed=1, oracle_ms=80.0,
-        ceilings={direction: ceilings for direction in directions},
+        ceilings=dict.fromkeys(directions, ceilings),
         order={direction: [sorted({cell.impl for cell in cells})] * rounds for direction in directions},
         phases={"prepare": 1.5, "oracle": 0.2, "judge": 0.6, "time": 1.1, "idle": 0.3},
         foreign=foreign or [],
@@ -115,11 +115,15 @@ def problems(
 def cells_of(problem: Problem) -> list[Cell]:
     """All implementations on one problem, with every status somewhere in the grid."""
     length, backward = problem.seqlen_q, problem.direction == "bwd"
-    fill = length / (length + 600) * (0.8 if backward else 1.0) * (0.9 if problem.mask.kind == "causal" else 1.0)
+    fill = (
+        length / (length + 600) * (0.8 if backward else 1.0) * (0.9 if problem.mask.kind == "causal" else 1.0)
+    )
     cells = []
     for impl, efficiency in EFFICIENCY.items():
         if impl == "eager" and length >= 16384:
-            cells.append(failed_cell(impl, problem, Status.OOM, ["tried to allocate 128.00 GiB, 88 GiB were free"]))
+            cells.append(
+                failed_cell(impl, problem, Status.OOM, ["tried to allocate 128.00 GiB, 88 GiB were free"])
+            )
         elif impl == "compiled" and problem.head_dim == 128 and backward and length == 4096:
             reasons = ["out[0, 17, 3, 5] is 1.5, the oracle says 1.0, budget 0.004"]
             cells.append(failed_cell(impl, problem, Status.INCORRECT, reasons))
@@ -135,7 +139,9 @@ def cells_of(problem: Problem) -> list[Cell]:
         4096: (Status.TIMEOUT, ["no answer in 60 s"]),
         16384: (Status.ERROR, ["RuntimeError: 50% of $x_1 & {y} | z"]),
     }
-    cells.append(failed_cell("unlucky", problem, *crash.get(length, (Status.ERROR, ["ValueError: odd length"]))))
+    cells.append(
+        failed_cell("unlucky", problem, *crash.get(length, (Status.ERROR, ["ValueError: odd length"])))
+    )
     for impl, (status, reasons) in NEVER.items():
         cells.append(failed_cell(impl, problem, status, reasons))
     return cells
@@ -159,7 +165,9 @@ def write_run(
     lines = []
     for number, group in enumerate(problems() if groups is None else groups):
         cells = [cell for problem in group for cell in cells_of(problem)]
-        lines += map(journal.seal, [*cells, group_of(cells, foreign=["4242 someone_else"] if number == 0 else None)])
+        lines += map(
+            journal.seal, [*cells, group_of(cells, foreign=["4242 someone_else"] if number == 0 else None)]
+        )
     (folder / "records.jsonl").write_text("".join(line + "\n" for line in lines))
     if environment != {}:
         (folder / "environment.json").write_text(json.dumps(environment or ENVIRONMENT))

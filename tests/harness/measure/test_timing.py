@@ -1,0 +1,276 @@
+"""Timing: what a sample holds and what it does not, on a CPU and on a simulated CUDA stream."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from attnbench.harness.measure import timing
+from attnbench.harness.measure.clocks import Clocks
+from attnbench.harness.measure.timing import (
+    CYCLES_PER_MS,
+    HOLD_ATTEMPTS,
+    LONGEST_HOLD_MS,
+    CacheFlush,
+    Turn,
+    take_turn,
+    warm_up,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def numbered(count: int, made: list[int]) -> list[Callable[[], int]]:
+    """Calls that note their number in ``made`` and return it."""
+
+    def call(number: int) -> int:
+        made.append(number)
+        return number
+
+    return [lambda number=number: call(number) for number in range(count)]
+
+
+# ---- on a CPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 2, -1])
+def test_every_call_is_a_sample_after_one_untimed_call_of_the_first(keep: int) -> None:
+    made: list[int] = []
+    turn = take_turn(numbered(3, made), device=CPU, keep=keep)
+    assert made == [0, 0, 1, 2]
+    assert len(turn.ms) == 3
+    assert all(ms > 0 for ms in turn.ms)
+    assert turn.kept == (None if keep < 0 else keep)
+    assert (turn.held, turn.discarded, turn.host_us, turn.clocks) == (True, 0, [], Clocks())
+
+
+def test_a_host_sample_is_the_time_of_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch)
+    turn = take_turn([lambda ms=ms: host.spend(ms) for ms in (1.0, 4.0, 2.5)], device=CPU, keep=-1)
+    assert turn.ms == pytest.approx([1.0, 4.0, 2.5])
+
+
+def test_an_exception_of_a_call_passes() -> None:
+    with pytest.raises(ZeroDivisionError):
+        take_turn([lambda: 1 / 0], device=CPU, keep=-1)
+
+
+# ---- warm-up ----------------------------------------------------------------------------------------------
+
+
+class Host:
+    """Stands in for the clock: time passes only when it is spent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ms = 0.0
+        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: self.now_ms / 1e3))
+
+    def spend(self, ms: float) -> None:
+        self.now_ms += ms
+
+
+def warmed(monkeypatch: pytest.MonkeyPatch, costs_ms: Iterator[float], **options: float) -> int:
+    host = Host(monkeypatch)
+    return warm_up(lambda: host.spend(next(costs_ms)), CPU, **options)
+
+
+def test_warm_up_stops_when_three_calls_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warmed(monkeypatch, itertools.repeat(1.0)) == 3
+    assert warmed(monkeypatch, itertools.chain([9.0, 3.0, 1.5], itertools.repeat(1.0))) == 6
+    assert warmed(monkeypatch, itertools.chain([1.0, 1.02, 1.04], itertools.repeat(1.05))) == 4
+
+
+def test_warm_up_ends_with_its_budget_when_calls_never_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warmed(monkeypatch, itertools.cycle([1.0, 2.0]), budget_ms=30.0) == 20
+    assert warmed(monkeypatch, itertools.repeat(1000.0), budget_ms=150.0) == 1
+
+
+def test_warm_up_with_a_looser_bound_stops_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warmed(monkeypatch, itertools.cycle([1.0, 1.2]), settle=0.3) == 3
+
+
+# ---- on a simulated stream --------------------------------------------------------------------------------
+
+
+class Stream(Host):
+    """One CUDA stream: the host queues work and goes on, the device does it in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mhz: float = CYCLES_PER_MS / 1e3) -> None:
+        super().__init__(monkeypatch)
+        self.idle_from_ms = 0.0
+        self.holds_ms: list[float] = []
+        stream, cycles_per_ms = self, mhz * 1e3
+
+        class Event:
+            at_ms = 0.0
+
+            def __init__(self, enable_timing: bool = False) -> None: ...
+
+            def record(self) -> None:
+                self.at_ms = max(stream.idle_from_ms, stream.now_ms)
+
+            def query(self) -> bool:
+                return stream.now_ms >= self.at_ms
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at_ms - self.at_ms
+
+        def sleep(cycles: int) -> None:
+            self.holds_ms.append(cycles / CYCLES_PER_MS)
+            self.queue(0.0, cycles / cycles_per_ms)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.wait())
+        monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+
+    def queue(self, host_ms: float, device_ms: float) -> None:
+        """A launch: the host spends ``host_ms`` on it, then the device ``device_ms``."""
+        self.now_ms += host_ms
+        self.idle_from_ms = max(self.idle_from_ms, self.now_ms) + device_ms
+
+    def wait(self) -> None:
+        self.now_ms = max(self.now_ms, self.idle_from_ms)
+
+    def kernels(self, count: int, host_ms: float, device_ms: float) -> list[Callable[[], Any]]:
+        """Calls of three kernels each."""
+
+        def call() -> None:
+            for _ in range(3):
+                self.queue(host_ms / 3, device_ms / 3)
+
+        return [call] * count
+
+
+def turn_of(calls: list[Callable[[], Any]], **options: Any) -> Turn:
+    return take_turn(calls, device=CUDA, **{"keep": -1} | options)
+
+
+def test_a_sample_is_device_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    turn = turn_of(stream.kernels(5, host_ms=0.3, device_ms=0.01))
+    assert turn.ms == pytest.approx([0.01] * 5)
+    assert turn.host_us == pytest.approx([300.0] * 5)
+    assert (turn.held, turn.discarded) == (True, 0)
+
+
+def test_without_the_hold_a_sample_would_be_host_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The control of the test above: the same calls on a stream that nothing holds.
+    stream = Stream(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    turn = turn_of(stream.kernels(5, host_ms=0.3, device_ms=0.01))
+    assert min(turn.ms) > 0.2
+    assert not turn.held
+
+
+def test_a_slow_host_is_held_longer_and_its_first_samples_are_thrown_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream(monkeypatch)
+    turn = turn_of(stream.kernels(5, host_ms=10.0, device_ms=0.5))
+    assert turn.ms == pytest.approx([0.5] * 5)
+    assert turn.held
+    assert turn.discarded == 5
+    assert len(stream.holds_ms) == 2
+    assert stream.holds_ms[1] > 60.0  # what queueing six calls takes
+
+
+def test_the_next_turn_of_the_same_calls_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    calls = stream.kernels(5, host_ms=10.0, device_ms=0.5)
+    first = turn_of(calls)
+    second = turn_of(calls, hold_ms=first.next_hold_ms)
+    assert (first.discarded, second.discarded, second.held) == (5, 0, True)
+
+
+def test_a_quick_host_is_not_held_longer_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    calls = stream.kernels(5, host_ms=0.02, device_ms=0.5)
+    second = turn_of(calls, hold_ms=turn_of(calls).next_hold_ms)
+    assert second.held
+    assert second.ms == pytest.approx([0.5] * 5)
+    assert stream.holds_ms[1] < stream.holds_ms[0]
+
+
+def test_a_card_below_its_highest_clock_is_held_longer_and_never_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream(monkeypatch, mhz=CYCLES_PER_MS / 1e3 / 2)
+    assert turn_of(stream.kernels(5, host_ms=0.6, device_ms=0.01)).ms == pytest.approx([0.01] * 5)
+
+
+def test_a_call_that_synchronises_cannot_be_held_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+
+    def synchronising() -> None:
+        stream.queue(0.1, 0.5)
+        stream.wait()
+
+    turn = turn_of([synchronising] * 4)
+    assert not turn.held
+    assert len(turn.ms) == 4
+    assert turn.ms == pytest.approx([0.6] * 4)  # host time and all
+    assert turn.discarded == 4 * (HOLD_ATTEMPTS - 1)
+    assert max(stream.holds_ms) <= LONGEST_HOLD_MS
+
+
+def test_no_hold_is_endless_however_slow_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    turn = turn_of(stream.kernels(3, host_ms=1000.0, device_ms=1.0))
+    assert not turn.held
+    assert max(stream.holds_ms) <= LONGEST_HOLD_MS
+    assert turn.next_hold_ms <= LONGEST_HOLD_MS
+
+
+def test_the_flush_is_outside_the_sample_and_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    order: list[str] = []
+
+    def call() -> None:
+        order.append("call")
+        stream.queue(0.01, 0.5)
+
+    def flush() -> None:
+        order.append("flush")
+        stream.queue(0.01, 3.0)
+
+    turn = turn_of([call] * 3, flush=flush)
+    assert turn.ms == pytest.approx([0.5] * 3)
+    assert order == ["call", *["flush", "call"] * 3]
+
+
+def test_the_result_kept_is_that_of_the_call_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stream(monkeypatch)
+    made: list[int] = []
+    assert turn_of(numbered(4, made), keep=2).kept == 2
+    assert made == [0, 0, 1, 2, 3]
+
+
+def test_clocks_are_read_while_the_samples_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    seen: list[bool] = []
+
+    def read_during(done: Callable[[], bool]) -> Clocks:
+        seen.append(done())
+        stream.wait()
+        seen.append(done())
+        return Clocks(sm_mhz=1700)
+
+    turn = turn_of(stream.kernels(3, 0.01, 0.5), clocks=SimpleNamespace(read_during=read_during))
+    assert turn.clocks.sm_mhz == 1700
+    assert seen == [False, True]
+
+
+def test_a_flush_overwrites_twice_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=2**16)
+    )
+    flush = CacheFlush(CPU)
+    flush._buffer.fill_(7)
+    flush()
+    assert flush._buffer.nbytes == 2**17
+    assert not flush._buffer.any()

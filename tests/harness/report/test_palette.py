@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench.harness.report.palette import COLOURS, MARKERS, styles
+
+
+@given(st.sets(st.text(min_size=1), min_size=1, max_size=30), st.text(min_size=1))
+def test_a_name_keeps_its_colour_in_any_company(others: set[str], name: str) -> None:
+    assert styles([*others, name])[name].colour == styles([name])[name].colour
+
+
+@given(st.sets(st.text(min_size=1), max_size=len(MARKERS)))
+def test_no_two_names_look_alike(names: set[str]) -> None:
+    found = styles(names)
+    assert len(set(found.values())) == len(names)
+    assert styles(sorted(names, reverse=True)) == found
+
+
+def test_more_names_than_styles_still_draw() -> None:
+    many = [f"impl{number}" for number in range(len(COLOURS) * len(MARKERS) + 50)]
+    assert set(styles(many)) == set(many)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from attnbench.harness.report.write import MOST_FILE_BYTES, write_all, write_plots, write_report
+
+
+@pytest.fixture(scope="module")
+def written(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = builder.write_run(tmp_path_factory.mktemp("written"), builder.problems(head_dims=(64,)))
+    return folder, write_all(folder, baseline="older", metrics=["latency", "speedup"])
+
+
+def test_everything_lands_beside_the_records(written: tuple[Path, list[Path]]) -> None:
+    folder, paths = written
+    names = {str(path.relative_to(folder)) for path in paths}
+    figures = {
+        f"plots/{metric}_{way}.{kind}"
+        for metric in ("latency", "speedup")
+        for way in ("fwd", "bwd")
+        for kind in ("svg", "png")
+    }
+    assert names == {"tables.md", "tables.csv", "tables.tex", "report.html"} | figures
+    assert all(0 < path.stat().st_size < MOST_FILE_BYTES for path in paths)
+    assert all(path.stat().st_size < 300_000 for path in paths if path.suffix == ".png")
+    assert all(path.stat().st_size < 500_000 for path in paths if path.suffix == ".svg")
+    assert (folder / "report.html").read_text().count("data:image/svg+xml") == 4
+
+
+def test_written_apart_they_are_the_same_files(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    folder, _ = written
+    metrics = ["latency", "speedup"]
+    apart = write_report(folder, baseline="older", metrics=metrics, out=tmp_path)
+    apart += write_plots(folder, baseline="older", metrics=metrics, out=tmp_path / "plots")
+    for path in apart:
+        assert path.read_bytes() == (folder / path.relative_to(tmp_path)).read_bytes(), path
+
+
+def test_only_the_formats_asked_for(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    folder, _ = written
+    assert write_report(folder, formats=["csv", "md"], out=tmp_path) == [
+        tmp_path / "tables.csv",
+        tmp_path / "tables.md",
+    ]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_records_alone_report_and_say_so(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    folder, _ = written
+    shutil.copy(folder / "records.jsonl", tmp_path)
+    write_report(tmp_path, formats=["md"], metrics=["latency"])
+    assert "environment.json: not there" in (tmp_path / "tables.md").read_text()
+
+
+def test_a_run_of_bad_lines_only_reports_them(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"torn')
+    assert write_all(tmp_path)
+    assert "records.jsonl:1: the line is torn" in (tmp_path / "tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"formats": ["pdf"]}, "unknown format 'pdf'"),
+        ({"metrics": ["latncy"]}, "did you mean latency"),
+        ({"baseline": "nobody"}, "baseline 'nobody' is not in this run"),
+        ({"metrics": ["speedup"]}, "needs a baseline"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_written(
+    written: tuple[Path, list[Path]], tmp_path: Path, arguments: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        write_report(written[0], out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,415 @@
+"""One group: the order of its work, and what becomes of a cell at every point where it can fail.
+
+The crew is the real one; its workers are scripted and live in this process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.harness.problem import Direction, Problem
+from attnbench.harness.run import crew as crew_module
+from attnbench.harness.run.channel import Message
+from attnbench.harness.run.crew import MOST_LOSSES, Crew
+from attnbench.harness.run.group import (
+    MIB,
+    RESIDENT_SHARE,
+    UNJUDGED_DROPOUT,
+    Conditions,
+    Draft,
+    GroupRun,
+    describe,
+)
+from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.process import REFEREE, WorkerLost
+from attnbench.harness.run.record import Cell, Group, Judgement, Memory, Status, TensorError
+
+STAND_IN = runpy.run_path(str(Path(__file__).parent / "stand_in_worker.py"))
+in_a_run, judgement = STAND_IN["in_a_run"], STAND_IN["judgement"]
+
+Outcome = Message | WorkerLost
+CRASH = WorkerLost(Status.CRASHED, "planted crash", "its stderr")
+OUT_OF_MEMORY = {"ok": False, "status": "OOM", "reason": "planted", "evidence": "", "fatal": False}
+REFUSED = {"ok": False, "status": "INCORRECT", "reason": "shape", "evidence": "", "fatal": False}
+
+
+class Script:
+    """What was asked, and what some answers are instead of good ones."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Message]] = []
+        self.pids = itertools.count(100)
+        self._planted: dict[tuple[str, str], list[Outcome | None]] = {}
+
+    def plant(self, role: str, operation: str, *outcomes: Outcome | None) -> None:
+        """The first answers of ``role`` to ``operation``; None is a good one, and all after them are good."""
+        self._planted[role, operation] = list(outcomes)
+
+    def answer(self, role: str, operation: str) -> Outcome:
+        planted = self._planted.get((role, operation))
+        found = planted.pop(0) if planted else None
+        if isinstance(found, WorkerLost):
+            return found
+        return {"ok": True} | in_a_run(role, operation) | (found or {})
+
+    def order(self, *operations: str) -> list[tuple[str, str]]:
+        return [(role, operation) for role, operation, _ in self.asked if operation in operations]
+
+    def count(self, role: str, operation: str) -> int:
+        return self.order(operation).count((role, operation))
+
+
+class ScriptedWorker:
+    def __init__(self, script: Script, role: str) -> None:
+        self.role, self.pid = role, next(script.pids)
+        self._script = script
+        self._operation = ""
+
+    def ask(self, operation: str, **arguments: Any) -> None:
+        self._operation = operation
+        self._script.asked.append((self.role, operation, arguments | {"pid": self.pid}))
+
+    def answer(self, time_limit_s: float) -> Message:
+        outcome = self._script.answer(self.role, self._operation)
+        if isinstance(outcome, WorkerLost):
+            raise outcome
+        return outcome
+
+    def quit(self) -> None: ...
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    made = Script()
+    monkeypatch.setattr(crew_module, "Worker", lambda role, device, logs: ScriptedWorker(made, role))
+    return made
+
+
+def plan(
+    impls: Sequence[str] = ("a", "b"), directions: Sequence[Direction] = ("fwd",), **changes: Any
+) -> GroupPlan:
+    problem = Problem(**{"batch": 1, "heads": 1, "seqlen_q": 8, "head_dim": 8} | changes)
+    problems = tuple(problem.with_direction(direction) for direction in directions)
+    return GroupPlan("s", "c", "w", problem.group_key, problems, tuple(impls), "normal", 3)
+
+
+def conditions(**changes: Any) -> Conditions:
+    told: dict[str, Any] = {
+        "run": "r", "rounds": 3, "samples": 2, "mode": "cold", "memory": True, "memory_mib": None,
+        "scratch": Path("scratch"), "compiled": {},
+    }  # fmt: skip
+    return Conditions(**told | changes)
+
+
+def started_crew() -> Crew:
+    """As the runner hands it to a group: the referee is there."""
+    crew = Crew("cpu", Path("logs"), 30.0)
+    crew.start_referee()
+    return crew
+
+
+def made(posed: GroupPlan, **changes: Any) -> GroupRun:
+    return GroupRun(posed, started_crew(), conditions(**changes), lambda phase: None)
+
+
+def execute(posed: GroupPlan, **changes: Any) -> tuple[dict[str, Cell], Group]:
+    """Cells by ``impl/direction``."""
+    cells, group = made(posed, **changes).execute()
+    assert group.cells == [cell.id for cell in cells] == posed.cells
+    return {f"{cell.impl}/{cell.problem.direction}": cell for cell in cells}, group
+
+
+# ---- all is well ------------------------------------------------------------------------------------------
+
+
+def test_every_cell_is_judged_and_timed_in_every_round(script: Script) -> None:
+    cells, group = execute(plan(directions=("fwd", "bwd")))
+    assert list(cells) == ["a/fwd", "a/bwd", "b/fwd", "b/bwd"]
+    for cell in cells.values():
+        assert cell.status is Status.OK
+        assert cell.timing is not None
+        assert (cell.timing.rounds, cell.timing.checked, cell.timing.warmup_calls) == ([[1.0, 2.0]] * 3, 3, 3)
+        assert (cell.prepare_ms, cell.first_call_ms, cell.impl_version) == (1.0, 2.0, "1.0")
+    for direction in ("fwd", "bwd"):
+        assert group.ceilings[direction].gemm_tflops == group.ceilings[direction].copy_gbs == [[1.0]] * 3
+        assert [sorted(order) for order in group.order[direction]] == [["a", "b", REFEREE]] * 3
+    assert (group.oracle_ms, group.seed) == (1.0, 3)
+    assert set(group.phases) == {"start", "prepare", "oracle", "judge", "time fwd", "time bwd"}
+
+
+def test_rounds_are_taken_in_the_order_recorded_and_the_order_changes(script: Script) -> None:
+    _, group = execute(plan(impls=("a", "b", "c", "d")), rounds=8)
+    assert script.order("turn", "ceilings") == [
+        (name, "ceilings" if name == REFEREE else "turn") for order in group.order["fwd"] for name in order
+    ]
+    assert len({tuple(order) for order in group.order["fwd"]}) > 3
+
+
+def test_preparations_and_the_oracle_run_side_by_side_and_come_first(script: Script) -> None:
+    execute(plan(directions=("fwd", "bwd")))
+    operations = [operation for _, operation, _ in script.asked if operation not in {"hello", "release"}]
+    assert operations[:5] == ["oracle"] + 4 * ["prepare"]
+    assert operations[5:9] == 4 * ["judge"]
+    assert set(operations[9:]) == {"turn", "ceilings"}
+
+
+def test_each_is_judged_alone_the_others_memory_released(script: Script) -> None:
+    execute(plan())
+    asked = script.order("prepare", "judge", "release", "turn")
+    begin = asked.index(("a", "judge"))
+    assert asked[begin - 2 : begin + 4] == [
+        ("a", "release"), ("b", "release"), ("a", "judge"), ("a", "release"), ("b", "judge"), ("b", "release"),
+    ]  # fmt: skip
+
+
+def test_phases_are_told_as_they_begin(script: Script) -> None:
+    told: list[str] = []
+    GroupRun(plan(), started_crew(), conditions(), told.append).execute()
+    assert told == ["start", "prepare", "oracle", "judge", "time fwd"]
+
+
+def test_what_was_compiled_ahead_gives_the_set_up_times(script: Script) -> None:
+    posed = plan()
+    cells, _ = execute(posed, compiled={("a", posed.problems[0].key): (70.0, 80.0)})
+    assert (cells["a/fwd"].prepare_ms, cells["a/fwd"].first_call_ms) == (70.0, 80.0)
+    assert (cells["b/fwd"].prepare_ms, cells["b/fwd"].first_call_ms) == (1.0, 2.0)
+
+
+def test_samples_that_could_not_be_held_are_a_warning(script: Script) -> None:
+    script.plant("a", "turn", {"held": False, "discarded": 4}, None, {"held": False, "discarded": 4})
+    cells, _ = execute(plan())
+    assert cells["a/fwd"].status is Status.OK
+    assert cells["a/fwd"].timing is not None
+    assert cells["a/fwd"].timing.unheld == 8
+    assert cells["a/fwd"].warnings[0].startswith("in 2 of 3 rounds the stream could not be held")
+    assert cells["b/fwd"].warnings == []
+
+
+# ---- never started ----------------------------------------------------------------------------------------
+
+
+def test_an_unavailable_implementation_is_asked_nothing(script: Script) -> None:
+    script.plant("a", "hello", {"unavailable": "needs another card"})
+    cells, _ = execute(plan(directions=("fwd", "bwd")))
+    for direction in ("fwd", "bwd"):
+        assert cells[f"a/{direction}"].status is Status.UNAVAILABLE
+        assert cells[f"a/{direction}"].reasons == ["needs another card"]
+        assert cells[f"b/{direction}"].status is Status.OK
+    assert script.order("prepare", "judge", "turn").count(("a", "prepare")) == 0
+
+
+def test_an_unsupported_problem_is_told_with_its_reasons(script: Script) -> None:
+    script.plant("a", "prepare", {"unsupported": ["head_dim 8", "no mask"]})
+    cells, _ = execute(plan(directions=("fwd", "bwd")))
+    assert cells["a/fwd"].status is Status.UNSUPPORTED
+    assert cells["a/fwd"].reasons == ["head_dim 8; no mask"]
+    assert cells["a/bwd"].status is Status.OK
+    assert script.count("a", "judge") == 1
+
+
+def test_dropout_is_not_timed_unjudged(script: Script) -> None:
+    cells, group = execute(plan(dropout_p=0.1))
+    assert {cell.status for cell in cells.values()} == {Status.UNSUPPORTED}
+    assert cells["a/fwd"].reasons == [UNJUDGED_DROPOUT]
+    assert script.order("oracle", "prepare", "judge", "turn", "ceilings") == []
+    assert (group.oracle_ms, group.order, group.ceilings) == (None, {}, {})
+
+
+# ---- out of memory ----------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_beside_the_others_is_tried_again_alone(script: Script) -> None:
+    script.plant("a", "prepare", OUT_OF_MEMORY)
+    cells, _ = execute(plan())
+    assert cells["a/fwd"].status is Status.OK
+    asked = script.order("prepare", "release", "judge")
+    assert script.count("a", "prepare") == 2
+    again = len(asked) - 1 - asked[::-1].index(("a", "prepare"))
+    assert {("a", "release"), ("b", "release")} <= set(
+        asked[2:again]
+    )  # its neighbours' memory was given back
+    assert asked[again + 1] == ("a", "judge")
+
+
+def test_out_of_memory_alone_is_its_own(script: Script) -> None:
+    script.plant("a", "prepare", OUT_OF_MEMORY, OUT_OF_MEMORY)
+    cells, _ = execute(plan())
+    assert cells["a/fwd"].status is Status.OOM
+    assert cells["b/fwd"].status is Status.OK
+    assert script.count("a", "prepare") == 2
+    assert script.count("a", "judge") == 0
+
+
+@pytest.mark.parametrize("operation", ["judge", "turn"])
+def test_out_of_memory_later_is_not_tried_again(script: Script, operation: str) -> None:
+    script.plant("a", operation, OUT_OF_MEMORY)
+    cells, _ = execute(plan())
+    assert cells["a/fwd"].status is Status.OOM
+    assert script.count("a", operation) == 1
+
+
+# ---- lost -------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_in_preparation_is_the_cell_s_and_not_tried_again(script: Script) -> None:
+    script.plant("a", "prepare", CRASH)
+    cells, _ = execute(plan())
+    assert (cells["a/fwd"].status, cells["a/fwd"].reasons) == (Status.CRASHED, ["planted crash"])
+    assert cells["a/fwd"].evidence == "its stderr"
+    assert cells["b/fwd"].status is Status.OK
+    assert script.count("a", "prepare") == 1
+
+
+def test_what_a_lost_worker_had_prepared_is_prepared_again_in_the_next(script: Script) -> None:
+    script.plant("a", "judge", CRASH)
+    cells, _ = execute(plan(directions=("fwd", "bwd")))
+    assert cells["a/fwd"].status is Status.CRASHED
+    assert cells["a/bwd"].status is Status.OK
+    prepared = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "prepare")]
+    judged = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "judge")]
+    assert len(prepared) == 3
+    assert prepared[2] == judged[1] != judged[0]
+    assert script.count("b", "prepare") == 2
+
+
+def test_a_worker_lost_while_timed_costs_that_direction_alone(script: Script) -> None:
+    script.plant("a", "turn", None, CRASH)
+    cells, group = execute(plan(directions=("fwd", "bwd")))
+    assert (cells["a/fwd"].status, cells["a/fwd"].timing) == (Status.CRASHED, None)
+    assert cells["a/fwd"].judgement is not None  # judged right before
+    assert cells["a/bwd"].status is Status.OK
+    assert [sorted(order) for order in group.order["fwd"]] == [["a", "b", REFEREE]] * 2 + [["b", REFEREE]]
+    turns = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "turn")]
+    prepared = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "prepare")]
+    assert turns[2] == prepared[-1] != turns[0]
+
+
+def test_losses_add_up_to_an_absence_with_the_last_of_them(script: Script) -> None:
+    script.plant("a", "judge", *[CRASH] * MOST_LOSSES)
+    directions: tuple[Direction, ...] = ("fwd", "bwd", "fwd_bwd")
+    crew = started_crew()
+    first, _ = GroupRun(plan(directions=directions), crew, conditions(), lambda phase: None).execute()
+    second, _ = GroupRun(plan(seqlen_q=9), crew, conditions(), lambda phase: None).execute()
+    assert [cell.status for cell in first if cell.impl == "a"] == [Status.CRASHED] * 3
+    (cell,) = (cell for cell in second if cell.impl == "a")
+    assert cell.status is Status.CRASHED
+    assert cell.reasons == [f"not started again after {MOST_LOSSES} losses; last: planted crash"]
+
+
+# ---- wrong ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_judged_wrong_is_never_timed(script: Script) -> None:
+    script.plant("a", "judge", {"judgement": judgement(ok=False)})
+    cells, group = execute(plan())
+    assert cells["a/fwd"].status is Status.INCORRECT
+    assert cells["a/fwd"].reasons[0].startswith("out[0, 1, 0, 2] is 1.5, the oracle says 1;")
+    assert cells["a/fwd"].judgement is not None
+    assert script.count("a", "turn") == 0
+    assert all("a" not in order for order in group.order["fwd"])
+
+
+def test_a_timed_call_that_is_wrong_throws_all_its_samples_away(script: Script) -> None:
+    script.plant("a", "turn", None, {"judgement": judgement(ok=False)})
+    cells, _ = execute(plan())
+    assert (cells["a/fwd"].status, cells["a/fwd"].timing) == (Status.INCORRECT, None)
+    assert cells["a/fwd"].reasons[0].startswith("a timed call: out[0, 1, 0, 2]")
+    assert script.count("a", "turn") == 2
+    assert script.count("b", "turn") == 3
+
+
+@pytest.mark.parametrize("operation", ["judge", "turn"])
+def test_an_answer_of_the_wrong_form_is_incorrect_without_figures(script: Script, operation: str) -> None:
+    script.plant("a", operation, REFUSED)
+    cells, _ = execute(plan())
+    assert (cells["a/fwd"].status, cells["a/fwd"].reasons) == (Status.INCORRECT, ["shape"])
+    assert cells["a/fwd"].judgement is None
+
+
+def test_a_failed_judgement_in_one_line() -> None:
+    good = TensorError(0.0, 0.0, 1.0, 1.0, ok=True)
+    bad = TensorError(None, 0.25, 0.1, 0.2, ok=False, first_bad=(0, 7, 1, 3), got=None, want=1.0)
+    assert describe(Judgement({"out": good, "dk": bad}, 1, 1)) == (
+        "dk[0, 7, 1, 3] is not finite, the oracle says 1; max error not finite (budget 0.1), mean 0.25 (budget 0.2)"
+    )
+
+
+# ---- the referee ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [CRASH, OUT_OF_MEMORY], ids=["lost", "failed"])
+def test_without_an_oracle_nothing_is_timed_and_all_say_why(script: Script, loss: Outcome) -> None:
+    script.plant("b", "prepare", {"unsupported": ["no"]})
+    script.plant(REFEREE, "oracle", loss)
+    posed, crew = plan(), started_crew()
+    cells, group = GroupRun(posed, crew, conditions(), lambda phase: None).execute()
+    assert [cell.status for cell in cells] == [Status.ERROR, Status.UNSUPPORTED]
+    assert cells[0].reasons[0].startswith("not judged, so not timed: the oracle failed: planted")
+    assert script.order("judge", "turn") == []
+    assert (group.oracle_ms, group.order) == (None, {})
+    assert crew.pid(REFEREE) is not None  # ready for the next group
+
+
+def test_a_round_without_its_ceiling_stays_a_round(script: Script) -> None:
+    script.plant(REFEREE, "ceilings", None, CRASH)
+    cells, group = execute(plan())
+    assert {cell.status for cell in cells.values()} == {Status.OK}
+    assert group.ceilings["fwd"].gemm_tflops == [[1.0], [], [1.0]]
+    assert len(group.order["fwd"]) == 3
+
+
+# ---- who stays on the device ------------------------------------------------------------------------------
+
+
+def drafts(posed: GroupPlan, peaks: dict[str, float | None]) -> list[Draft]:
+    return [
+        Draft(impl, posed.problems[0], memory=None if peak is None else Memory(peak, None, 1.0))
+        for impl, peak in peaks.items()
+    ]
+
+
+def test_on_a_cpu_all_stay(script: Script) -> None:
+    posed = plan(impls=("a", "b"))
+    assert made(posed)._resident(drafts(posed, {"a": 1e9, "b": 1e9})) == {"a", "b"}
+
+
+def test_the_smallest_stay_while_they_fit_together(script: Script) -> None:
+    posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)  # 3 slots of 24 MiB
+    inputs = posed.problems[0].input_bytes / MIB
+    peaks = {"large": 1000.0, "small": 10.0, "middle": 100.0}
+    need = {name: 3 * (inputs + peak) for name, peak in peaks.items()}
+
+    def stay(room_mib: float) -> set[str]:
+        return made(posed, memory_mib=room_mib / RESIDENT_SHARE)._resident(drafts(posed, peaks))
+
+    assert stay(need["small"] - 1) == set()
+    assert stay(need["small"] + 1) == {"small"}
+    assert stay(need["small"] + need["middle"] + 1) == {"small", "middle"}
+    assert stay(sum(need.values()) - 1) == {"small", "middle"}
+    assert stay(sum(need.values()) + 1) == set(peaks)
+
+
+def test_an_unmeasured_workspace_is_taken_for_eight_times_its_inputs(script: Script) -> None:
+    posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)
+    inputs = posed.problems[0].input_bytes / MIB
+    unknown = drafts(posed, {"a": None})
+    assert made(posed, memory_mib=(27 * inputs + 1) / RESIDENT_SHARE)._resident(unknown) == {"a"}
+    assert made(posed, memory_mib=(27 * inputs - 1) / RESIDENT_SHARE)._resident(unknown) == set()
+
+
+def test_only_those_that_stay_keep_their_memory_between_turns(script: Script) -> None:
+    small, large = (
+        {"memory": {"peak_mib": peak, "driver_mib": None, "minimum_mib": 1.0}} for peak in (1.0, 99.0)
+    )
+    script.plant("a", "judge", small)
+    script.plant("b", "judge", large)
+    cells, _ = execute(plan(), memory_mib=100.0)
+    kept = {role: asked["keep_memory"] for role, op, asked in script.asked if op == "turn"}
+    assert kept == {"a": True, "b": False}
+    assert cells["b/fwd"].memory == Memory(99.0, None, 1.0)
