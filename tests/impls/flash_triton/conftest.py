@@ -1,7 +1,7 @@
 """Run the real kernels without a GPU, and judge them against fp64.
 
-Triton's interpreter is switched on before Triton is first imported. It multiplies bfloat16 wrongly, so on a CPU the tests
-use float16 and float32; with a GPU the same tests run compiled.
+Triton's interpreter is switched on before Triton is first imported. It multiplies bfloat16 wrongly, so on a
+CPU the tests use float16 and float32; with a GPU the same tests run compiled.
 """
 
 import math
@@ -21,7 +21,8 @@ if DEVICE == "cpu":
 
 
 def _accept_one_element_arrays() -> None:
-    """Let the interpreter turn its one-element arrays into Python ints, which NumPy 2.4 and later refuse implicitly."""
+    """Let the interpreter turn its one-element arrays into Python ints, which NumPy 2.4 and later refuse
+    implicitly."""
     from triton.runtime import interpreter
 
     original = interpreter._patch_lang_tensor
@@ -39,7 +40,8 @@ if DEVICE == "cpu":
 
 @pytest.fixture(autouse=True)
 def _poison() -> Iterator[None]:
-    """Fill every torch.empty with NaN, so that what a kernel leaves unwritten shows; let masked infinities be silent."""
+    """Fill every torch.empty with NaN, so that what a kernel leaves unwritten shows; let masked infinities
+    be silent."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     with np.errstate(all="ignore"):
         yield
@@ -56,7 +58,9 @@ class Problem:
     visible: Tensor  # bool, broadcasts to (batch, heads, seqlen_q, seqlen_k)
     scale: float
 
-    def attention(self, dtype: torch.dtype, keep: Tensor | None = None, keep_probability: float = 1.0) -> list[Tensor]:
+    def attention(
+        self, dtype: torch.dtype, keep: Tensor | None = None, keep_probability: float = 1.0
+    ) -> list[Tensor]:
         """out, lse, dq, dk, dv computed densely in dtype by autograd, for upstream gradients `d_out` and `d_lse`."""
         q, k, v = (x.detach().to(dtype).requires_grad_() for x in (self.q, self.k, self.v))
         group = q.shape[2] // k.shape[2]
@@ -131,7 +135,11 @@ def make() -> Callable[..., Problem]:
             seen = seen & (j <= i + right)
         if blocks is not None:
             seen = seen & blocks
-        shapes = ((seqlen_q, heads, head_dim), (seqlen_k, kv_heads, head_dim), (seqlen_k, kv_heads, head_dim_v))
+        shapes = (
+            (seqlen_q, heads, head_dim),
+            (seqlen_k, kv_heads, head_dim),
+            (seqlen_k, kv_heads, head_dim_v),
+        )
         q, k, v = (torch.randn(batch, *s, device=DEVICE).to(dtype) for s in shapes)
         return Problem(q, k, v, seen, scale or 1 / math.sqrt(head_dim))
 

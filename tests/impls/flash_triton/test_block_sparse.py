@@ -76,7 +76,11 @@ def test_lists_of_flex_attention_are_accepted(make, wrong):
     device = str(problem.q.device)
     flex = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device=device, BLOCK_SIZE=32)
     mask = BlockMask(
-        flex.kv_num_blocks, flex.kv_indices, flex.full_kv_num_blocks, flex.full_kv_indices, block_size=flex.BLOCK_SIZE
+        flex.kv_num_blocks,
+        flex.kv_indices,
+        flex.full_kv_num_blocks,
+        flex.full_kv_indices,
+        block_size=flex.BLOCK_SIZE,
     )
     assert wrong(problem, flash_attention, causal=True, block_mask=mask) == []
 

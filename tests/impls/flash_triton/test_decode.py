@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnbench.impls.flash_triton import configs, flash_attention, op
+from attnbench.impls.flash_triton import configs, flash_attention, launch
 
 H200 = configs.Device((9, 0), 132)
 
@@ -21,7 +21,7 @@ def test_few_queries(make, wrong, seqlen_q, heads, kv_heads, window):
 def test_splits_are_merged(make, wrong, monkeypatch, splits):
     """More splits than tiles leaves some without a key."""
     chosen = configs.forward_config
-    monkeypatch.setattr(op, "forward_config", lambda *a: replace(chosen(*a), splits=splits))
+    monkeypatch.setattr(launch, "forward_config", lambda *a: replace(chosen(*a), splits=splits))
     assert wrong(make(2, 200, 4, 2, 24, 40, dtype=torch.float32), flash_attention) == []
     # Queries past the last key by top-left alignment, and rows that see nothing.
     assert wrong(make(40, 10, 2, right=0, dtype=torch.float32), flash_attention, causal=True) == []

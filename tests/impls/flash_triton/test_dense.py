@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attnbench.impls.flash_triton import configs, flash_attention, op
+from attnbench.impls.flash_triton import configs, flash_attention, launch
 
 FP16, FP32 = torch.float16, torch.float32
 
@@ -25,7 +25,9 @@ def test_causal(make, wrong, alignment, seqlen_q, seqlen_k):
 
 
 @pytest.mark.parametrize("window", [(0, 0), (7, 3), (None, 5), (40, None), (1000, 1000)], ids=str)
-@pytest.mark.parametrize(("seqlen_q", "seqlen_k", "alignment"), [(70, 100, "bottom_right"), (100, 70, "top_left")])
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_k", "alignment"), [(70, 100, "bottom_right"), (100, 70, "top_left")]
+)
 def test_window(make, wrong, window, seqlen_q, seqlen_k, alignment):
     shift = None if alignment == "bottom_right" else 0
     problem = make(seqlen_q, seqlen_k, left=window[0], right=window[1], shift=shift, dtype=FP32)
@@ -63,7 +65,17 @@ def test_head_dims(make, wrong, head_dim, head_dim_v):
 )  # fmt: skip
 def test_any_band(make, wrong, seqlen_q, seqlen_k, left, right, kv_heads, group, top_left, head_dim):
     shift = 0 if top_left else None
-    problem = make(seqlen_q, seqlen_k, kv_heads * group, kv_heads, head_dim, left=left, right=right, shift=shift, dtype=FP32)
+    problem = make(
+        seqlen_q,
+        seqlen_k,
+        kv_heads * group,
+        kv_heads,
+        head_dim,
+        left=left,
+        right=right,
+        shift=shift,
+        dtype=FP32,
+    )
     alignment = "top_left" if top_left else "bottom_right"
     assert wrong(problem, flash_attention, window=(left, right), alignment=alignment) == []
 
@@ -122,8 +134,8 @@ def force(monkeypatch):
 
     def replace(forward=lambda c: c, backward=lambda c: c):
         forward_config, backward_config = configs.forward_config, configs.backward_config
-        monkeypatch.setattr(op, "forward_config", lambda *a: forward(forward_config(*a)))
-        monkeypatch.setattr(op, "backward_config", lambda *a: backward(backward_config(*a)))
+        monkeypatch.setattr(launch, "forward_config", lambda *a: forward(forward_config(*a)))
+        monkeypatch.setattr(launch, "backward_config", lambda *a: backward(backward_config(*a)))
 
     return replace
 

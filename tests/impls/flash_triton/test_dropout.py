@@ -13,7 +13,9 @@ from attnbench.impls.flash_triton import flash_attention
 def state_of(monkeypatch: pytest.MonkeyPatch, seed: int, offset: int) -> None:
     """Make the next calls draw this state."""
     monkeypatch.setattr(
-        flash_api, "draw_dropout_state", lambda device: torch.tensor([seed, offset], dtype=torch.int64, device=device)
+        flash_api,
+        "draw_dropout_state",
+        lambda device: torch.tensor([seed, offset], dtype=torch.int64, device=device),
     )
 
 
@@ -40,7 +42,9 @@ def test_mask_by_its_definition():
     assert mask.shape == (2, heads, 70, 40)
     for b, h, i, j in itertools.product((0, 1), (0, 2), (0, 9, 31, 32, 69), (0, 8, 17, 39)):
         counter = (8 * (i // 32) + i % 8, 8 * (j // 32) + j % 8, b * heads + h, 5)
-        words = flash_api.philox4x32(tuple(torch.tensor(c) for c in counter), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+        words = flash_api.philox4x32(
+            tuple(torch.tensor(c) for c in counter), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+        )
         word = int(words[2 * (i // 16 % 2) + j // 16 % 2])
         byte = word >> 8 * (2 * (i // 8 % 2) + j // 8 % 2) & 0xFF
         assert bool(mask[b, h, i, j]) == (byte < flash_api.dropout_threshold(p))
