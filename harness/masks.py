@@ -224,6 +224,32 @@ class Mask:
             total += int((visible[:, block_row] * per_block).sum())
         return total * (heads // visible.shape[0])
 
+    def tiles(
+        self, heads: int, seqlen_q: int, seqlen_k: int, tile_q: int, tile_k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which (tile_q x tile_k) tiles may hold a visible pair, and which hold visible pairs only.
+
+        Both bool (1 or heads, tiles of Q, tiles of K), from row bounds and blocks, never from a dense mask. With a
+        block pattern, a tile must be whole blocks or a part of one.
+        """
+        import numpy as np
+
+        starts_q, starts_k = np.arange(0, seqlen_q, tile_q), np.arange(0, seqlen_k, tile_k)
+        first, last = self.row_bounds(seqlen_q, seqlen_k)
+        # first and last never decrease from row to row, so a tile's top and bottom rows decide for all of it.
+        top, bottom = starts_q[:, None], np.minimum(starts_q + tile_q, seqlen_q)[:, None] - 1
+        visible = ((last[bottom] > starts_k) & (first[top] < np.minimum(starts_k + tile_k, seqlen_k)))[None]
+        whole = ((first[bottom] <= starts_k) & (last[top] >= np.minimum(starts_k + tile_k, seqlen_k)))[None]
+        if not self.blocks:
+            return visible, whole
+        grid = self.blocks.blocks(heads, seqlen_q, seqlen_k)
+
+        def over_tiles(reduce: np.ufunc) -> np.ndarray:
+            lines = reduce.reduceat(grid, starts_q // self.blocks.block_q, axis=1)
+            return reduce.reduceat(lines, starts_k // self.blocks.block_k, axis=2)
+
+        return visible & over_tiles(np.logical_or), whole & over_tiles(np.logical_and)
+
     def dense(self, rows: torch.Tensor, heads: int, seqlen_q: int, seqlen_k: int) -> torch.Tensor:
         """Visibility of every key from the given rows: bool (1 or heads, len(rows), seqlen_k) on rows' device."""
         import torch

@@ -9,7 +9,6 @@ from attnbench.harness.contract import Capabilities, Device, Implementation, Pre
 from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import DTYPES, Problem
 
-
 MOST_CUDA_PAIRS = 10**10
 """Visible pairs beyond which a call on a GPU is refused. Every tile is a dozen launches that write their scores to
 memory: 15 ns a thousand pairs forward on an H200 (head_dim 64), so a benchmark would wait a second for each call."""

@@ -56,25 +56,13 @@ class Tiles:
             block_q, block_k = (
                 -(-SMALLEST_BLOCK // b) * b for b in (mask.blocks.block_q, mask.blocks.block_k)
             )
-        starts_q, starts_k = np.arange(0, rows, block_q), np.arange(0, keys, block_k)
-        first, last = mask.row_bounds(rows, keys)
-        # first and last never decrease from row to row, so a tile's top and bottom rows decide for all of it.
-        top, bottom = starts_q[:, None], np.minimum(starts_q + block_q, rows)[:, None] - 1
-        ends_k = np.minimum(starts_k + block_k, keys)
-        visible = (last[bottom] > starts_k) & (first[top] < ends_k)
-        whole = (first[bottom] <= starts_k) & (last[top] >= ends_k)
+        # One loop over tiles serves all heads: a tile is visited if any head sees it.
+        visible, whole = mask.tiles(problem.heads, rows, keys, block_q, block_k)
+        visible, whole = visible.any(axis=0), whole.all(axis=0)
         blocks = None
         if mask.blocks:
-            pattern = mask.blocks.blocks(problem.heads, rows, keys)
-            rows_of_tiles, columns_of_tiles = starts_q // mask.blocks.block_q, starts_k // mask.blocks.block_k
-
-            def over_tiles(reduce: np.ufunc) -> np.ndarray:
-                grid = reduce.reduce(pattern, axis=0)
-                return reduce.reduceat(reduce.reduceat(grid, rows_of_tiles, axis=0), columns_of_tiles, axis=1)
-
-            visible &= over_tiles(np.logical_or)
-            whole &= over_tiles(np.logical_and)
-            blocks = torch.tensor(pattern, device=device)
+            blocks = torch.tensor(mask.blocks.blocks(problem.heads, rows, keys), device=device)
+        first, last = mask.row_bounds(rows, keys)
         bounds = [torch.from_numpy(bound).to(device) for bound in (first, last)]
         return cls(problem, block_q, block_k, visible, whole, bounds[0], bounds[1], blocks)
 

@@ -5,10 +5,13 @@ Read through NVML where it is there. Where it is not, every reading is None and 
 
 from __future__ import annotations
 
+import functools
+import operator
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # A turn is read at most this often: NVML answers in about a millisecond, and the host has nothing better to do.
 MOST_READINGS = 20
@@ -54,34 +57,43 @@ class ClockReader:
             readings.append(self._read())
             if done():
                 break
-        throttle = 0
-        for reading in readings:
-            throttle |= reading[3]
+        mhz, watts, celsius, throttle = (
+            [value for value in column if value is not None] for column in zip(*readings, strict=True)
+        )
         return Clocks(
-            sm_mhz=int(statistics.median(r[0] for r in readings)),
-            power_w=round(statistics.median(r[1] for r in readings), 1),
-            temperature_c=int(statistics.median(r[2] for r in readings)),
-            throttle=throttle,
+            sm_mhz=int(statistics.median(mhz)) if mhz else None,
+            power_w=round(statistics.median(watts) / 1e3, 1) if watts else None,
+            temperature_c=int(statistics.median(celsius)) if celsius else None,
+            throttle=functools.reduce(operator.or_, throttle) if throttle else None,
         )
 
-    def _read(self) -> tuple[int, float, int, int]:
-        nvml, handle = self._nvml, self._handle
+    def _read(self) -> tuple[int | None, ...]:
+        """SM clock (MHz), power (mW), temperature (C), throttle reason bits."""
+        nvml = self._nvml
         return (
-            nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            self._ask(nvml.nvmlDeviceGetPowerUsage),
+            self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
         )
+
+    def _ask(self, query: Callable[..., Any], *arguments: int) -> Any:
+        """One figure of the card, or None where it does not offer it (a virtual or shared one may not)."""
+        try:
+            return query(self._handle, *arguments)
+        except self._nvml.NVMLError:
+            return None
 
     def facts(self) -> dict[str, int | float | str | None]:
         """Driver version, highest SM clock (MHz) and power limit (W), or an empty dict."""
         if self._handle is None:
             return {}
-        nvml, handle = self._nvml, self._handle
+        nvml = self._nvml
+        milliwatts = self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit)
         return {
             "driver": _text(nvml.nvmlSystemGetDriverVersion()),
-            "max_sm_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+            "max_sm_mhz": self._ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
+            "power_limit_w": None if milliwatts is None else milliwatts / 1e3,
         }
 
     def foreign_processes(self, own: set[int]) -> list[str]:
@@ -92,7 +104,8 @@ class ClockReader:
         """
         if self._handle is None:
             return []
-        pids = {process.pid for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)}
+        running = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses) or []
+        pids = {process.pid for process in running}
         if not pids & own:
             return []
         return [f"{pid} {_process_name(pid)}" for pid in sorted(pids - own)]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.channel import Message
+from attnbench.harness.run.crew import Crew
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import Worker, WorkerLost
 
@@ -24,35 +24,36 @@ START_LIMIT_S = 120.0
 
 
 def prepare_ahead(
-    processes: dict[str, int], plans: Sequence[GroupPlan], device: str, logs: Path, time_limit_s: float
+    processes: dict[str, int], plans: Sequence[GroupPlan], crew: Crew, time_limit_s: float
 ) -> Prepared:
     """processes: how many for each implementation. What fails here is left out: the run meets it again and says why."""
     shares = []
     for name, count in processes.items():
         posed = [(plan, problem) for plan in plans if name in plan.impls for problem in plan.problems]
-        shares += [(name, posed[start::count]) for start in range(min(count, len(posed)))]
+        shares += [(crew.hire(name), posed[start::count]) for start in range(min(count, len(posed)))]
     if not shares:
         return {}
     with ThreadPoolExecutor(len(shares)) as pool:
-        done = pool.map(lambda share: _prepare_share(*share, device, logs, time_limit_s), shares)
-        return {key: times for part in done for key, times in part.items()}
+        try:
+            done = [pool.submit(_prepare_share, worker, share, time_limit_s) for worker, share in shares]
+            return {key: times for part in done for key, times in part.result().items()}
+        finally:
+            for worker, _ in shares:  # on Ctrl-C too, or the pool would wait for every share to end
+                worker.kill()
 
 
 def _prepare_share(
-    name: str, share: Sequence[tuple[GroupPlan, Problem]], device: str, logs: Path, time_limit_s: float
+    worker: Worker, share: Sequence[tuple[GroupPlan, Problem]], time_limit_s: float
 ) -> Prepared:
-    worker = Worker(name, device, logs)
     times: Prepared = {}
     try:
         _answer(worker, START_LIMIT_S, "hello")
         for plan, problem in share:
             reply = _answer(worker, time_limit_s, "prepare", plan=plan.to_json(), problem=problem.key)
             if reply["ok"] and not reply["unsupported"]:
-                times[name, problem.key] = reply["prepare_ms"], reply["first_call_ms"]
+                times[worker.role, problem.key] = reply["prepare_ms"], reply["first_call_ms"]
     except WorkerLost:
         return times
-    finally:
-        worker.kill()
     return times
 
 

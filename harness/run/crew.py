@@ -33,19 +33,22 @@ class Crew:
         self.versions: dict[str, str] = {}
         self.compile_processes: dict[str, int] = {}
         self.device_facts: dict[str, Any] = {}
-        self.logs = logs
+        self._logs = logs
         self._time_limit_s = time_limit_s
         self._workers: dict[str, Worker] = {}
         self._unavailable: dict[str, str] = {}
         self._losses: dict[str, list[WorkerLost]] = {}
+        self._hired: list[Worker] = []
+        self._ended = False
 
     # ---- members ------------------------------------------------------------------------------------------
 
     def start(self, names: list[str]) -> None:
         """Starts those that are not there, all at once, and hears what each has to say of itself."""
+        self._check()
         starting = [name for name in names if name not in self._workers and name not in self.absences(names)]
         for name in starting:
-            self._workers[name] = Worker(name, self.device, self.logs)
+            self._workers[name] = Worker(name, self.device, self._logs)
         for name, reply in self.call_all("hello", {name: {} for name in starting}, START_LIMIT_S):
             if isinstance(reply, Failure):
                 self._unavailable.setdefault(name, f"its worker does not start: {reply.reason}")
@@ -64,6 +67,11 @@ class Crew:
         if why := self._unavailable.get(REFEREE):
             raise RunError(f"cannot work on {self.device}: {why}", Exit.MACHINE)
         return self.device_facts
+
+    def hire(self, name: str) -> Worker:
+        """One more process of an implementation, for whoever asks; only ``kill`` still reaches it from here."""
+        self._hired.append(Worker(name, self.device, self._logs))
+        return self._hired[-1]
 
     def absences(self, names: list[str]) -> dict[str, Failure]:
         """Why each of those that can no longer be started cannot be."""
@@ -96,12 +104,14 @@ class Crew:
 
     def answer(self, name: str, time_limit_s: float | None = None) -> Message:
         """The answer to the last ``ask``; raises Failure."""
+        self._check()
         worker = self._workers.get(name)
         if worker is None:
             raise self.absences([name]).get(name) or Failure(Status.CRASHED, "its worker is gone")
         try:
             reply = worker.answer(time_limit_s or self._time_limit_s)
         except WorkerLost as loss:
+            self._check()
             self._workers.pop(name)
             self._losses.setdefault(name, []).append(loss)
             raise Failure(loss.status, loss.reason, loss.evidence) from None
@@ -109,6 +119,8 @@ class Crew:
             return reply
         if reply["fatal"]:
             self._workers.pop(name)
+            loss = WorkerLost(Status(reply["status"]), reply["reason"], reply["evidence"])
+            self._losses.setdefault(name, []).append(loss)
         raise Failure(Status(reply["status"]), reply["reason"], reply["evidence"])
 
     def call(self, name: str, operation: str, **arguments: Any) -> Message:
@@ -138,9 +150,15 @@ class Crew:
             self._workers.pop(name).quit()
 
     def kill(self) -> None:
-        """Ends every worker now; safe to call from another thread than the one that asks."""
-        for worker in list(self._workers.values()):
+        """Ends every worker now, from another thread than the one that asks: that one's requests raise RunError."""
+        self._ended = True
+        for worker in [*self._workers.values(), *self._hired]:
             worker.kill()
+
+    def _check(self) -> None:
+        """A worker that the run itself ended is no loss of its implementation, and is not replaced."""
+        if self._ended:
+            raise RunError(f"the run on {self.device} was ended", Exit.INTERRUPTED)
 
 
 def shuffled(names: list[str], seed: int) -> list[str]:

@@ -38,10 +38,12 @@ from attnbench.harness.run.record import (
 from attnbench.harness.run.slots import slot_count
 
 # A turn takes as many samples as fit into this, at most those asked for and at least one.
-TURN_MS = {"cuda": 60.0, "cpu": 200.0}
+TURN_MS = {"cuda": 30.0, "cpu": 100.0}
 CEILING_SAMPLES = 2
 # Workers keep their inputs and workspaces between rounds while all of them fit into this share of the device.
 RESIDENT_SHARE = 0.8
+# Of the device's memory, for the oracle's answer in every worker; an implementation is weighed in the rest.
+PRELOAD_SHARE = 0.06
 MIB = 2**20
 
 UNJUDGED_DROPOUT = "dropout cannot be judged by this version, and nothing unjudged is timed"
@@ -96,7 +98,7 @@ class GroupRun:
         self._drafts = [Draft(impl, problem) for impl in plan.impls for problem in plan.problems]
         self._phases: dict[str, float] = {}
         self._oracle: Message = {}
-        self._oracle_asked = False
+        self._asked_oracle = False
         self._ceilings: dict[str, Ceilings] = {}
         self._order: dict[str, list[list[str]]] = {}
 
@@ -105,13 +107,16 @@ class GroupRun:
             self._crew.start(list(self.plan.impls))
         self._refuse_what_cannot_be_judged()
         with self._phase("prepare"):
-            self._ask_oracle()
+            self._asked_oracle = bool(self._living())
+            if self._asked_oracle:
+                self._ask_oracle()
             for problem in self.plan.problems:
                 self._prepare_all(problem)
         with self._phase("oracle"):
             self._await_oracle()
         with self._phase("judge"):
             self._crew.release(list(self.plan.impls))
+            self._preload_oracle()
             for impl in self.plan.impls:
                 self._judge_alone(impl)
         for problem in self.plan.problems:
@@ -129,7 +134,7 @@ class GroupRun:
                 draft.failure = Failure(Status.UNSUPPORTED, UNJUDGED_DROPOUT)
 
     def _prepare_all(self, problem: Problem) -> None:
-        """Everyone at once. Running out of memory here may be the neighbours' doing: tried again alone."""
+        """Everyone at once. An exception here may be the neighbours' doing, who fill the memory: tried again alone."""
         drafts = {draft.impl: draft for draft in self._living(problem)}
         self._crew.start(list(drafts))  # those lost over another direction
         for name, absence in self._crew.absences(list(drafts)).items():
@@ -137,25 +142,39 @@ class GroupRun:
         for name, reply in self._crew.call_all(
             "prepare", {name: self._request(d) for name, d in drafts.items()}
         ):
-            if isinstance(reply, Failure) and reply.status is Status.OOM:
+            if isinstance(reply, Failure) and reply.status in (Status.OOM, Status.ERROR):
                 continue
             self._take_prepared(drafts[name], reply)
 
     def _ask_oracle(self) -> None:
-        if self._living():
-            self._crew.ask(REFEREE, "oracle", plan=self.plan.to_json(), folder=str(self._conditions.scratch))
-            self._oracle_asked = True
+        self._crew.start([REFEREE])
+        self._crew.ask(REFEREE, "oracle", plan=self.plan.to_json(), folder=str(self._conditions.scratch))
 
     def _await_oracle(self) -> None:
-        if not self._oracle_asked:
+        """Beside the preparations it may have run out of memory: asked again alone."""
+        if not self._asked_oracle:
             return
         try:
             self._oracle = self._crew.answer(REFEREE)
-        except Failure as failure:
-            self._crew.start([REFEREE])
-            why = f"not judged, so not timed: the oracle failed: {failure.reason}"
-            for draft in self._living():
-                draft.failure = Failure(Status.ERROR, why, failure.evidence)
+        except Failure:
+            self._crew.release(list(self.plan.impls))
+            try:
+                self._ask_oracle()
+                self._oracle = self._crew.answer(REFEREE)
+            except Failure as failure:
+                why = f"not judged, so not timed: the oracle failed: {failure.reason}"
+                for draft in self._living():
+                    draft.failure = Failure(Status.ERROR, why, failure.evidence)
+
+    def _preload_oracle(self) -> None:
+        """All workers read the oracle's answer at once, which takes as long as one, where little memory is held so."""
+        names = list(dict.fromkeys(draft.impl for draft in self._living()))
+        total = self._conditions.memory_mib
+        if total and names and len(names) * self._oracle["mib"] <= PRELOAD_SHARE * total:
+            for _ in self._crew.call_all(
+                "preload", {name: {"oracle": self._oracle["judged"]} for name in names}
+            ):
+                continue  # one that cannot says so when it judges
 
     def _judge_alone(self, impl: str) -> None:
         """All directions of one implementation, alone on the device: what they weigh, then whether they are right."""

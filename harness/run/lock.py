@@ -17,7 +17,12 @@ def device_lock(name: str) -> Iterator[None]:
     """Holds the lock of the device called ``name`` (a GPU's UUID); RunError at once when another run holds it."""
     folder = Path(os.environ.get("ATTNBENCH_LOCK_DIR", tempfile.gettempdir()))
     path = folder / f"attnbench-{name}.lock"
-    with path.open("a+") as file:
+    try:
+        opened = path.open("a+")
+    except OSError as error:  # another user's file in a shared /tmp, or no such folder
+        why = f"{path}: {error.strerror}; ATTNBENCH_LOCK_DIR names another folder"
+        raise RunError(f"cannot lock {name}: {why}", Exit.MACHINE) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

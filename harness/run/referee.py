@@ -69,10 +69,16 @@ class Referee:
             probe = self._build(posed, problem, slot, probe_rows(problem), backward, columns=False)
             probes.append(str(Path(folder) / f"probe-{slot}.pt"))
             probe.with_budgets_of(judged).save(probes[-1])
+        size = sum(tensor.nbytes for tensor in judged.tensors.values())
         del judged, probe
         self.do_release()
         spent_ms = (time.perf_counter() - begin) * 1e3
-        return {"judged": str(Path(folder) / "judged.pt"), "probes": probes, "ms": spent_ms}
+        return {
+            "judged": str(Path(folder) / "judged.pt"),
+            "probes": probes,
+            "ms": spent_ms,
+            "mib": size / MIB,
+        }
 
     def _build(
         self,

@@ -16,11 +16,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import psutil
 
 from attnbench.harness.measure.clocks import ClockReader
 from attnbench.harness.run import environment
@@ -120,7 +122,8 @@ def run(plans: list[GroupPlan], options: RunOptions, progress: Progress) -> RunS
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-logs-")))
         crews = [Crew(device, logs, options.time_limit_s) for device in options.devices]
         if open_plans:
-            stack.callback(lambda: [crew.close() for crew in crews])
+            for crew in crews:
+                stack.callback(crew.close)
             devices = [_take_device(crew, stack) for crew in crews]
             _write_documents(plans, options, devices)
         state = _State(journal, progress, queue.SimpleQueue(), len(open_plans))
@@ -171,7 +174,7 @@ def _work(crews: list[Crew], plans: list[GroupPlan], options: RunOptions, state:
     with ThreadPoolExecutor(len(crews)) as pool:
         futures = [pool.submit(_serve_device, crew, plans, options, state) for crew in crews]
         try:
-            for future in futures:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
             state.stop = True
@@ -223,7 +226,7 @@ def _compile_ahead(crew: Crew, plans: list[GroupPlan], options: RunOptions, stat
     if len(plans) < 2 or not processes:
         return {}
     _tell(state, "compile ahead")
-    return prepare_ahead(processes, plans, crew.device, crew.logs, options.time_limit_s)
+    return prepare_ahead(processes, plans, crew, options.time_limit_s)
 
 
 def _tell(state: _State, phase: str) -> None:
@@ -258,5 +261,5 @@ def _sweep(root: Path) -> None:
     """Removes the folders of runs that were killed: gigabytes of shared memory, otherwise held until a reboot."""
     for folder in root.glob(f"{SCRATCH}*-*"):
         owner = folder.name.removeprefix(SCRATCH).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -131,7 +131,8 @@ def _operations(spec: dict[str, Any]) -> Callable[[str], Callable[..., Message]]
 
             is_referee = spec["role"] == REFEREE
             roles.append(Referee(spec["device"]) if is_referee else Solver(spec["role"], spec["device"]))
-        return getattr(roles[0], f"do_{name}")  # type: ignore[no-any-return]
+        found: Callable[..., Message] = getattr(roles[0], f"do_{name}")
+        return found
 
     return operation
 

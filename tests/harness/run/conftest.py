@@ -58,7 +58,6 @@ class Planted:
         problems = tuple(problem.with_direction(direction) for direction in directions)
         return GroupPlan("planted", "case", "a test", problem.group_key, problems, tuple(impls), "normal", 5)
 
-
     @staticmethod
     def workers_of(parent: int) -> list[int]:
         """Pids of live workers that were started by ``parent``."""

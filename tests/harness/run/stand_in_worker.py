@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stands in for a worker process: speaks the protocol, imports nothing heavy, and misbehaves on request.
 
-Tests put this file in the place of ``sys.executable``, so it is started as ``THIS -m MODULE SPEC FD``. What it does
+Tests put this file in the place of ``sys.executable``, so it is started as ``THIS ... SPEC FD``. What it does
 is chosen by the operation, or, in a whole run, by the role it was given.
 """
 
@@ -38,7 +38,8 @@ def in_a_run(role: str, operation: str) -> Message:
     answers: dict[str, Message] = {
         "hello": {"version": "1.0", "unavailable": "planted" if role == "absent" else ""},
         "prepare": {"unsupported": [], "prepare_ms": 1.0, "first_call_ms": 2.0},
-        "judge": {"judgement": judgement(ok=role != "wrong"), "memory": None},
+        "judge": {"judgement": judgement(ok=role != "wrong")},
+        "weigh": {"peak_mib": 1.0, "driver_mib": None, "minimum_mib": 1.0},
         "turn": {
             "ms": [1.0, 2.0],
             "host_us": None,
@@ -48,7 +49,8 @@ def in_a_run(role: str, operation: str) -> Message:
             "warmup_calls": 1,
             "judgement": judgement(ok=True),
         },
-        "oracle": {"judged": "judged.pt", "probes": ["probe.pt"], "ms": 1.0},
+        "oracle": {"judged": "judged.pt", "probes": ["probe.pt"], "ms": 1.0, "mib": 1.0},
+        "preload": {},
         "ceilings": {"gemm_tflops": [1.0], "copy_gbs": [1.0]},
         "release": {},
     }
@@ -89,12 +91,12 @@ def on_request(operation: str, stream: Any, request: Message) -> Message | None:
 
 
 def main() -> None:
-    role = json.loads(sys.argv[3])["role"]
+    role = json.loads(sys.argv[-2])["role"]
     if role == "stillborn":
         sys.exit("cannot start")
     if role == "deaf":
         time.sleep(3600)
-    stream = socket.socket(fileno=int(sys.argv[4])).makefile("rw")
+    stream = socket.socket(fileno=int(sys.argv[-1])).makefile("rw")
     for line in stream:
         request = json.loads(line)
         operation = request.pop("op")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attnbench.harness.run.record import Cell, Status
 from attnbench.harness.run.runner import RunOptions, run
+
+# One worker runs them all: the group with its time limits is run once.
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]
 
 # plugin attribute -> status, and what its one-line reason must say
 FAULTS = {

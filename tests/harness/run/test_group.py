@@ -153,7 +153,9 @@ def test_rounds_are_taken_in_the_order_recorded_and_the_order_changes(script: Sc
 
 def test_preparations_and_the_oracle_run_side_by_side_and_come_first(script: Script) -> None:
     execute(plan(directions=("fwd", "bwd")))
-    operations = [operation for _, operation, _ in script.asked if operation not in {"hello", "release"}]
+    operations = [
+        operation for _, operation, _ in script.asked if operation not in {"hello", "release", "weigh"}
+    ]
     assert operations[:5] == ["oracle"] + 4 * ["prepare"]
     assert operations[5:9] == 4 * ["judge"]
     assert set(operations[9:]) == {"turn", "ceilings"}
@@ -346,14 +348,24 @@ def test_a_failed_judgement_in_one_line() -> None:
 @pytest.mark.parametrize("loss", [CRASH, OUT_OF_MEMORY], ids=["lost", "failed"])
 def test_without_an_oracle_nothing_is_timed_and_all_say_why(script: Script, loss: Outcome) -> None:
     script.plant("b", "prepare", {"unsupported": ["no"]})
-    script.plant(REFEREE, "oracle", loss)
+    script.plant(REFEREE, "oracle", loss, loss)
     posed, crew = plan(), started_crew()
     cells, group = GroupRun(posed, crew, conditions(), lambda phase: None).execute()
     assert [cell.status for cell in cells] == [Status.ERROR, Status.UNSUPPORTED]
     assert cells[0].reasons[0].startswith("not judged, so not timed: the oracle failed: planted")
     assert script.order("judge", "turn") == []
     assert (group.oracle_ms, group.order) == (None, {})
-    assert crew.pid(REFEREE) is not None  # ready for the next group
+
+
+@pytest.mark.parametrize("loss", [CRASH, OUT_OF_MEMORY], ids=["lost", "failed"])
+def test_an_oracle_that_failed_beside_the_preparations_is_asked_again_alone(
+    script: Script, loss: Outcome
+) -> None:
+    script.plant(REFEREE, "oracle", loss)
+    cells, group = execute(plan())
+    assert {cell.status for cell in cells.values()} == {Status.OK}
+    assert script.count(REFEREE, "oracle") == 2
+    assert group.oracle_ms == 1.0
 
 
 def test_a_round_without_its_ceiling_stays_a_round(script: Script) -> None:
@@ -404,11 +416,9 @@ def test_an_unmeasured_workspace_is_taken_for_eight_times_its_inputs(script: Scr
 
 
 def test_only_those_that_stay_keep_their_memory_between_turns(script: Script) -> None:
-    small, large = (
-        {"memory": {"peak_mib": peak, "driver_mib": None, "minimum_mib": 1.0}} for peak in (1.0, 99.0)
-    )
-    script.plant("a", "judge", small)
-    script.plant("b", "judge", large)
+    small, large = ({"peak_mib": peak} for peak in (1.0, 99.0))
+    script.plant("a", "weigh", small)
+    script.plant("b", "weigh", large)
     cells, _ = execute(plan(), memory_mib=100.0)
     kept = {role: asked["keep_memory"] for role, op, asked in script.asked if op == "turn"}
     assert kept == {"a": True, "b": False}

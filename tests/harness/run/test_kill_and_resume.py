@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from attnbench.harness.run import journal
 from attnbench.harness.run.record import Cell
 
 KILLS = 20
+pytestmark = pytest.mark.timeout(400)
 SUITE = """
 name = "many-small"
 why = "many groups, so that a kill finds the run at any stage of one"
@@ -66,7 +69,9 @@ def test_twenty_kills_lose_no_cell_and_double_none(planted: Any, tmp_path: Path)
     planned = [
         cell
         for plan in json.loads((run / "plan.json").read_text())["plans"]
-        for cell in (f"{impl}/{problem_key(problem)}" for impl in plan["impls"] for problem in plan["problems"])
+        for cell in (
+            f"{impl}/{problem_key(problem)}" for impl in plan["impls"] for problem in plan["problems"]
+        )
     ]
     records, problems = journal.read(run)
     recorded = [record.id for record in records if isinstance(record, Cell)]

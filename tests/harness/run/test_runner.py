@@ -248,7 +248,7 @@ def test_an_error_on_one_device_ends_the_others(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(runner.Crew, "kill", killing)
     with pytest.raises(RunError, match="planted"):
         run(plans(3), tmp_path / "run", devices=("cpu", "cpu:1"))
-    assert len(ran) == 1
+    assert len(ran) <= 1  # none where the error came before its first group
 
 
 # ---- ended early ------------------------------------------------------------------------------------------

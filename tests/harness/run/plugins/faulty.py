@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    import torch.nn.functional as functional
+    from torch.nn import functional
 
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
