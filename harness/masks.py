@@ -240,13 +240,14 @@ class Mask:
         top, bottom = starts_q[:, None], np.minimum(starts_q + tile_q, seqlen_q)[:, None] - 1
         visible = ((last[bottom] > starts_k) & (first[top] < np.minimum(starts_k + tile_k, seqlen_k)))[None]
         whole = ((first[bottom] <= starts_k) & (last[top] >= np.minimum(starts_k + tile_k, seqlen_k)))[None]
-        if not self.blocks:
+        pattern = self.blocks
+        if not pattern:
             return visible, whole
-        grid = self.blocks.blocks(heads, seqlen_q, seqlen_k)
+        grid = pattern.blocks(heads, seqlen_q, seqlen_k)
+        rows_of_tiles, columns_of_tiles = starts_q // pattern.block_q, starts_k // pattern.block_k
 
         def over_tiles(reduce: np.ufunc) -> np.ndarray:
-            lines = reduce.reduceat(grid, starts_q // self.blocks.block_q, axis=1)
-            return reduce.reduceat(lines, starts_k // self.blocks.block_k, axis=2)
+            return reduce.reduceat(reduce.reduceat(grid, rows_of_tiles, axis=1), columns_of_tiles, axis=2)
 
         return visible & over_tiles(np.logical_or), whole & over_tiles(np.logical_and)
 

@@ -120,7 +120,11 @@ def block_mask(problem: Problem, device: str) -> BlockMask | None:
     def listed(tiles: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Per row of tiles how many there are, and their indices in order, ahead of all others; with a batch of 1."""
         counts, order = tiles.sum(axis=-1), np.argsort(~tiles, axis=-1, kind="stable")
-        return tuple(torch.tensor(x[None], dtype=torch.int32, device=device) for x in (counts, order))
+
+        def as_indices(x: np.ndarray) -> torch.Tensor:
+            return torch.tensor(x[None], dtype=torch.int32, device=device)
+
+        return as_indices(counts), as_indices(order)
 
     return BlockMask.from_kv_blocks(
         *listed(visible & ~whole),

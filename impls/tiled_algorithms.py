@@ -57,8 +57,8 @@ class Tiles:
                 -(-SMALLEST_BLOCK // b) * b for b in (mask.blocks.block_q, mask.blocks.block_k)
             )
         # One loop over tiles serves all heads: a tile is visited if any head sees it.
-        visible, whole = mask.tiles(problem.heads, rows, keys, block_q, block_k)
-        visible, whole = visible.any(axis=0), whole.all(axis=0)
+        by_head = mask.tiles(problem.heads, rows, keys, block_q, block_k)
+        visible, whole = np.logical_or.reduce(by_head[0]), np.logical_and.reduce(by_head[1])
         blocks = None
         if mask.blocks:
             blocks = torch.tensor(mask.blocks.blocks(problem.heads, rows, keys), device=device)

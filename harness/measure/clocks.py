@@ -52,7 +52,7 @@ class ClockReader:
         """Readings taken until ``done`` or MOST_READINGS, at least one."""
         if self._handle is None:
             return Clocks()
-        readings = []
+        readings: list[tuple[float | None, ...]] = []
         while len(readings) < MOST_READINGS:
             readings.append(self._read())
             if done():

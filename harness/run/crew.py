@@ -119,8 +119,8 @@ class Crew:
             return reply
         if reply["fatal"]:
             self._workers.pop(name)
-            loss = WorkerLost(Status(reply["status"]), reply["reason"], reply["evidence"])
-            self._losses.setdefault(name, []).append(loss)
+            gone = WorkerLost(Status(reply["status"]), reply["reason"], reply["evidence"])
+            self._losses.setdefault(name, []).append(gone)
         raise Failure(Status(reply["status"]), reply["reason"], reply["evidence"])
 
     def call(self, name: str, operation: str, **arguments: Any) -> Message:

@@ -189,7 +189,8 @@ Record = Cell | Group
 def to_json(record: Record) -> dict[str, Any]:
     """A JSON-able dict with ``schema`` and ``kind``."""
     kind = "cell" if isinstance(record, Cell) else "group"
-    return {"schema": SCHEMA, "kind": kind} | to_plain(record)  # type: ignore[no-any-return]
+    fields: dict[str, Any] = to_plain(record)
+    return {"schema": SCHEMA, "kind": kind} | fields
 
 
 def from_json(data: dict[str, Any]) -> Record:
