@@ -1,0 +1,317 @@
+"""Tile shapes: pure functions of the device and the problem, with the reason beside each branch.
+
+A figure beside a branch is measured: TFLOP/s on one H200 in bf16 at 16k tokens, heads x head_dim 2048 (NOTES.md).
+A reason marked "predicted" is arithmetic on registers, shared memory and FLOPs, not yet timed. Nothing here
+searches or measures at run time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+L2_WORKING_SET = 32 * 2**20
+"""Bytes of K and V that the programs in flight may share: about 60% of Hopper's L2."""
+
+# Which Gluon kernels Hopper uses. Each is off until it has passed against fp64 on hardware: the interpreter that tests
+# the other kernels without a GPU cannot run them. The forward passed in the form it had before dropout came to it.
+HOPPER_FORWARD = True
+HOPPER_DROPOUT = False
+HOPPER_BACKWARD = False
+
+
+@dataclass(frozen=True)
+class Device:
+    """What tile choice needs to know of a device. capability (0, 0) means unknown: an AMD GPU, or the interpreter."""
+
+    capability: tuple[int, int]
+    sms: int
+
+    @property
+    def smem(self) -> int:
+        """Shared memory one program may use, in bytes."""
+        return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(self.capability, 64 if
+               self.capability == (0, 0) else 99) * 1024  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The part of a problem that decides tiles. mask_block is (0, 0) without block lists."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    head_dim_v: int
+    itemsize: int
+    causal: bool
+    banded: bool
+    dropout: bool
+    mask_block: tuple[int, int]
+    tma_able: bool
+
+    @property
+    def block_d(self) -> int:
+        """head_dim rounded up to what Triton can index; the excess is masked in registers, never copied."""
+        return next_power_of_2(self.head_dim)
+
+    @property
+    def block_dv(self) -> int:
+        """head_dim_v likewise."""
+        return next_power_of_2(self.head_dim_v)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One kernel launch: block_m query rows, block_n keys, warps, load stages, and whether loads go through TMA."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    tma: bool = False
+
+
+@dataclass(frozen=True)
+class Hopper:
+    """Launch of the warp-specialised forward: warpgroups of 64 query rows, keys a tile, K and V buffers."""
+
+    consumers: int
+    block_n: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """Tile plus schedule. pack: query heads of a key head share a tile; splits: programs that share one row's keys.
+
+    hopper, if given, replaces the tile by the warp-specialised kernel.
+    """
+
+    tile: Tile
+    hopper: Hopper | None = None
+    planes_per_wave: int = 1
+    heavy_last: bool = False
+    pack: bool = False
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class HopperBackward:
+    """Launch of the warp-specialised backward: query rows a tile, Q and dO buffers."""
+
+    block_m: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class BackwardConfig:
+    """Tiles of the dK/dV and the dQ kernel. fused: dQ is added atomically by the dK/dV kernel and dq is unused.
+
+    hopper, if given, replaces both by the warp-specialised kernel, which is fused.
+    """
+
+    dkdv: Tile
+    dq: Tile
+    fused: bool
+    planes_per_wave: int = 1
+    heavy_last: bool = False
+    hopper: HopperBackward | None = None
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two >= n, and >= 16, the smallest operand of tl.dot."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+@lru_cache(maxsize=4096)
+def forward_config(device: Device, shape: Shape) -> ForwardConfig:
+    """Tile and schedule of the forward pass."""
+    tile = _forward_tile(device, shape)
+    packed_rows = shape.seqlen_q * shape.group
+    # Few queries: pack the query heads of a key head into one tile, so that K and V are read once per group
+    # (predicted: decode is bound by K and V bytes, and a tile row costs nothing while the tile is at least
+    # 16 rows anyway).
+    pack = shape.group > 1 and packed_rows <= 64 and not shape.dropout and shape.mask_block == (0, 0)
+    rows = packed_rows if pack else shape.seqlen_q
+    if rows <= 64:
+        floor = 32 if shape.dropout else 16  # dropout patches are 32 x 32
+        small = max(floor, next_power_of_2(rows))
+        if shape.mask_block != (0, 0):
+            small = math.gcd(small, shape.mask_block[0])
+        if small < tile.block_m:
+            tile = _decode_tile(device, shape, tile, small)
+    planes = shape.batch * (shape.kv_heads if pack else shape.heads)
+    splits = _splits(device, shape, ceil_div(rows, tile.block_m) * planes, tile)
+    return ForwardConfig(
+        tile,
+        _hopper(device, shape) if rows > 64 and splits == 1 else None,
+        _planes_per_wave(device, shape, planes),
+        heavy_last=shape.causal,
+        pack=pack,
+        splits=splits,
+    )
+
+
+@lru_cache(maxsize=4096)
+def backward_config(device: Device, shape: Shape, deterministic: bool) -> BackwardConfig:
+    """Tiles and schedule of the backward pass."""
+    dkdv, dq = _backward_tiles(device, shape)
+    return BackwardConfig(
+        _fit(dkdv, shape),
+        _fit(dq, shape),
+        # Chosen nowhere: seven products without atomics outrun five with them (hd64 331 for 283, hd128 384 for 329),
+        # and are deterministic.
+        fused=False,
+        planes_per_wave=_planes_per_wave(device, shape, shape.batch * shape.heads),
+        heavy_last=shape.causal,
+        hopper=None if deterministic else _hopper_backward(device, shape),
+    )
+
+
+def _forward_tile(device: Device, shape: Shape) -> Tile:
+    d = max(shape.block_d, shape.block_dv)
+    if shape.itemsize == 4:
+        # IEEE fp32 products run on the FMA units from registers: small tiles; these do not spill (compiler's report).
+        tile = Tile(64, 32, 4, 2) if d <= 64 else Tile(32, 32, 4, 2) if d <= 128 else Tile(32, 16, 8, 1)
+    elif device.capability[0] == 9:
+        # One warpgroup a program and several programs an SM: one's softmax runs under another's products.
+        if d <= 64:
+            # n 8192: 486 full, 450 causal; 128x128 over two warpgroups 354, 350.
+            tile = Tile(64, 128, 4, 2, shape.tma_able)
+        elif d <= 128:
+            # 537 full, 539 causal; 128x128 over two warpgroups 434, 422, 64x128 383, 333.
+            tile = Tile(64, 64, 4, 3, shape.tma_able)
+        else:
+            # O alone takes 128 registers a thread, so two warpgroups. Pointers 502 full, 581 causal; TMA 515, 404.
+            tile = Tile(128, 64, 8, 2)
+    elif device.smem >= 160 * 1024:
+        # Ampere (and newer parts with as much shared memory): FlashAttention-2's tiles (predicted).
+        tile = Tile(128, 64, 4, 3) if d <= 64 else Tile(128, 64, 8, 3) if d <= 128 else Tile(64, 64, 8, 2)
+    else:
+        # Ada, consumer Ampere and unknown devices: at most 99 (64) KB of shared memory (predicted).
+        tile = Tile(128, 64, 4, 2) if d <= 64 else Tile(64, 32, 4, 2) if d <= 128 else Tile(64, 16, 4, 1)
+    return _fit(tile, shape)
+
+
+def _specialisable(device: Device, shape: Shape) -> bool:
+    """Whether the warp-specialised kernels apply: 16-bit, equal head dims, a band or no mask."""
+    dense = shape.mask_block == (0, 0)
+    hopper = device.capability[0] == 9 and shape.itemsize == 2 and shape.tma_able
+    return hopper and dense and shape.head_dim == shape.head_dim_v and (HOPPER_DROPOUT or not shape.dropout)
+
+
+def _hopper(device: Device, shape: Shape) -> Hopper | None:
+    if not (HOPPER_FORWARD and _specialisable(device, shape)):
+        return None
+    if shape.head_dim == 64:
+        # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. That one
+        # wins under a causal mask (450 for 441) and on short rows (n 1024: 404 for 370, causal 295 for 221): lines
+        # 1 / rate = a + b / n through both lengths cross at n 2200. Philox needs the registers of two consumers
+        # (compiler's report).
+        slower = shape.banded or shape.seqlen_k <= 2048
+        return Hopper(2, 128, 2) if shape.dropout else None if slower else Hopper(3, 128, 2)
+    return {
+        # 715 full, 646 causal, portable 537, 539; n 1024: 563, 378, portable 476, 369.
+        128: Hopper(2, 128, 2),
+        # 791 full, 739 causal, portable 502, 581; n 1024: 652, 473, portable 430, 379. 32 keys and 3 stages: 552, 561.
+        256: Hopper(2, 64, 2),
+    }.get(shape.head_dim)
+
+
+def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
+    if not (HOPPER_BACKWARD and _specialisable(device, shape)):
+        return None
+    # dK, dV, S^T, dP^T and dQ take 64 + 64 + 32 + 32 + 32 registers at head_dim 128; 128 query rows spill at 64 too
+    # (compiler's report for sm_90a). At 256 dK and dV alone would take 256 registers: the portable form
+    # serves (predicted).
+    return {64: HopperBackward(64, 3), 128: HopperBackward(64, 2)}.get(shape.head_dim)
+
+
+def _backward_tiles(device: Device, shape: Shape) -> tuple[Tile, Tile]:
+    """(dK/dV tile, dQ tile). On Hopper each was timed beside a fixed tile of the other kernel, not both together."""
+    d = max(shape.block_d, shape.block_dv)
+    if shape.itemsize == 4:
+        # As in the forward: what does not spill.
+        tile = Tile(32, 32, 4, 1) if d <= 64 else Tile(32, 32, 8, 1) if d <= 128 else Tile(16, 16, 4, 1)
+        return tile, tile
+    if device.capability[0] == 9:
+        if d <= 64:
+            # dK/dV: 393 full, 343 causal; 64x128 over two warpgroups and 3 stages 349, 305.
+            # dQ: 338, 283; 128x64 over two warpgroups 343, 258.
+            tile = Tile(64, 64, 4, 3, shape.tma_able)
+            return tile, tile
+        if d <= 128:
+            # dK/dV: 438 full, 354 causal; 64x128 over two warpgroups 384, 322. dQ: 412, 346; 128x64 384, 322.
+            tile = Tile(64, 64, 4, 2, shape.tma_able)
+            return tile, tile
+        # dK/dV: 249 full, 213 causal through pointers; with TMA and one stage, all that fits, 163, 181.
+        # dQ: 186, 178; 128x32 and 2 stages 188, 166.
+        return Tile(64, 64, 8, 2), Tile(128, 64, 8, 1, shape.tma_able)
+    if device.smem >= 160 * 1024:
+        if d <= 128:
+            return Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)
+        return Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)
+    if d <= 64:
+        return Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)
+    return Tile(32, 32 if d > 128 else 64, 4, 1), Tile(32, 32, 4, 1)
+
+
+def _decode_tile(device: Device, shape: Shape, tile: Tile, block_m: int) -> Tile:
+    """Tile for a few query rows: bound by reading K and V, so what matters is bytes in flight, not products."""
+    if shape.itemsize == 4:
+        return replace(tile, block_m=block_m)
+    # 16-bit: 64 keys a stage and 4 warps; more than two stages gain 1 to 3%. Pointers read 1906 GB/s of K and V at
+    # batch 1 and 2403 at batch 8, TMA 1694 and 2106 (32 heads on 8, 64k and 16k keys).
+    d = max(shape.block_d, shape.block_dv)
+    per_stage = 64 * (shape.block_d + shape.block_dv) * shape.itemsize
+    stages = max(1, min(4, (device.smem // (2 if d <= 128 else 1) - 8192) // per_stage))
+    return _fit(Tile(block_m, 64, 4, stages), shape)
+
+
+def _fit(tile: Tile, shape: Shape) -> Tile:
+    """Grow a tile to whole dropout patches of 32 x 32, and shrink it until it divides the mask's blocks."""
+    if shape.dropout:
+        tile = replace(tile, block_m=max(32, tile.block_m), block_n=max(32, tile.block_n))
+    mask_m, mask_n = shape.mask_block
+    if (mask_m, mask_n) == (0, 0):
+        return tile
+    return replace(tile, block_m=math.gcd(tile.block_m, mask_m), block_n=math.gcd(tile.block_n, mask_n))
+
+
+def _planes_per_wave(device: Device, shape: Shape, planes: int) -> int:
+    """How many (batch, head) planes share a wave. Without a mask one: neighbours then read the same K and V.
+
+    Under a mask tiles differ in length, so a wave holds as many planes as fit their K and V in L2, longest
+    tiles first.
+    """
+    if not shape.banded:
+        return 1
+    plane_bytes = shape.seqlen_k * (shape.head_dim + shape.head_dim_v) * shape.itemsize
+    planes_in_l2 = L2_WORKING_SET // max(1, plane_bytes) * shape.group
+    return max(1, min(planes, planes_in_l2))
+
+
+def _splits(device: Device, shape: Shape, programs: int, tile: Tile) -> int:
+    """Key splits of decode: enough programs for two an SM, each with at least four tiles to amortise the merge.
+
+    A program alone reads 40 GB/s (8 read 328, 64 read 2544), programs that share rows 2403 in all: from 60 programs on
+    the 132 SMs of an H200, one a row is faster.
+    """
+    if shape.mask_block != (0, 0) or shape.seqlen_q > 64 or programs >= 0.45 * device.sms:
+        return 1
+    wanted = ceil_div(2 * device.sms, max(1, programs))
+    return max(1, min(wanted, shape.seqlen_k // (4 * tile.block_n), 128))

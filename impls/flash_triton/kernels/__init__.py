@@ -1,0 +1,1 @@
+"""The device code: primitives shared by all kernels, forward, backward."""
