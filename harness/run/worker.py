@@ -7,6 +7,7 @@ CUDA error that does not go away the process answers and leaves; the runner star
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -53,6 +54,10 @@ def serve(channel: Channel, operations: Callable[[str], Callable[..., Message]])
             reply = {"ok": True} | operations(operation)(**request)
         except BaseException as error:  # noqa: BLE001 - a plugin may raise SystemExit or worse; the run goes on
             reply = failure(error)
+        if not reply["ok"]:
+            # The frames of the traceback held tensors, and are in cycles with the exception: an out-of-memory left
+            # 113 GiB in its worker's hands, and the neighbours ran out in their turn.
+            gc.collect()
         channel.send(reply)
         if reply.get("fatal"):
             os._exit(1)

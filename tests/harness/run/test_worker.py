@@ -1,0 +1,48 @@
+"""The worker's side: what a failed request leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import weakref
+
+from attnbench.harness.run.channel import Channel, Message
+from attnbench.harness.run.worker import failure, serve
+
+
+class Buffer:
+    """Stands for a tensor: seen by weak reference, so that it is known when it is gone."""
+
+
+def test_what_a_failed_request_held_is_given_back_before_the_answer() -> None:
+    held: list[weakref.ref[Buffer]] = []
+
+    def operation() -> Message:
+        buffer = Buffer()
+        held.append(weakref.ref(buffer))
+        error = RuntimeError("out of memory")
+        cycle = [error, buffer]  # the frame holds the exception whose traceback holds the frame
+        raise error from RuntimeError(str(len(cycle)))
+
+    here, there = socket.socketpair()
+    with here, there:
+        asking = Channel(here)
+        asking.send({"op": "fail"})
+        asking.send({"op": "quit"})
+        gc.disable()  # so that only the worker's own collection can free the cycle
+        try:
+            serve(Channel(there), lambda _: operation)
+        finally:
+            gc.enable()
+        reply = asking.receive(1)
+    assert (reply["ok"], reply["status"]) == (False, "OOM")
+    assert held[0]() is None
+
+
+def test_a_failure_says_its_kind_in_one_line_and_keeps_the_end_of_the_traceback() -> None:
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError as error:
+        told = failure(error)
+    assert (told["status"], told["reason"], told["fatal"]) == ("ERROR", "ValueError: first", False)
+    assert told["evidence"].endswith("ValueError: first\nsecond\n")
