@@ -24,6 +24,7 @@ class FlashTriton(Implementation):
     """`attnbench.impls.flash_triton.flash_attention`; with ``deterministic``, gradients repeat bit for bit."""
 
     contract = 1
+    compile_processes = 3  # a configuration compiles for seconds, into Triton's cache on disk
     capabilities = Capabilities(
         compute_capability=((8, 0), (99, 9)),
         dtypes=("fp16", "bf16", "fp32"),

@@ -45,10 +45,10 @@ def cells(planted: Any, quiet: Any, tmp_path_factory: pytest.TempPathFactory) ->
     planted.register({name: f"faulty:{name}" for name in FAULTS})
     output = tmp_path_factory.mktemp("faults") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTNBENCH_HOST_MEMORY_BYTES", str(3 * 2**30))
+        patch.setenv("ATTNBENCH_HOST_MEMORY_BYTES", str(2 * 2**30))
         run(
             [planted.group(list(FAULTS))],
-            RunOptions(("cpu",), output, rounds=3, samples=3, time_limit_s=10),
+            RunOptions(("cpu",), output, rounds=3, samples=3, time_limit_s=25),
             quiet,
         )
     return {cell.impl: cell for cell in quiet.cells}
