@@ -9,9 +9,9 @@ from attnbench.harness.contract import Capabilities, Device, Implementation, Pre
 from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import DTYPES, Problem
 
-MOST_CUDA_PAIRS = 10**10
+MOST_CUDA_PAIRS = 4 * 10**9
 """Visible pairs beyond which a call on a GPU is refused. Every tile is a dozen launches that write their scores to
-memory: 15 ns a thousand pairs forward on an H200 (head_dim 64), so a benchmark would wait a second for each call."""
+memory: 15 ns a thousand pairs forward on an H200 (head_dim 64), so a call would take 60 ms and more."""
 
 
 class Tiled(Implementation):
@@ -37,7 +37,8 @@ class Tiled(Implementation):
     def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
         found = super().unsupported_reasons(problem, device)
         if device.kind == "cuda" and problem.visible_pairs > MOST_CUDA_PAIRS:
-            found.append("over 1e10 visible pairs, plain torch takes longer on a GPU than it is worth")
+            limit = f"{MOST_CUDA_PAIRS:.0e}"
+            found.append(f"over {limit} visible pairs, plain torch takes longer on a GPU than it is worth")
         return found
 
     def prepare(self, problem: Problem, device: Device) -> Prepared:

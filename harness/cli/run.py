@@ -80,6 +80,8 @@ def run(
         "memory": False if no_memory else None, "time_limit_s": time_limit,
         "fail_fast": None if keep_going is None else not keep_going,
     }  # fmt: skip
+    if cudagraph and "cpu" in devices:
+        raise RunError("--cudagraph needs a CUDA device, and this run is on cpu")
     if recorded:
         recorded.check_device(devices)
         given = recorded.options_with(given)

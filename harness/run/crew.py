@@ -12,8 +12,10 @@ from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.process import REFEREE, Worker, WorkerLost
 from attnbench.harness.run.record import Status
 
-# An implementation whose worker was lost this often is not started again: the rest of its cells carry the last loss.
+# An implementation whose worker was lost this often, with no work done in between, is not started again: the rest of
+# its cells carry the last loss.
 MOST_LOSSES = 3
+REAL_WORK = ("judge", "turn", "oracle", "ceilings")
 START_LIMIT_S = 120.0
 
 
@@ -38,6 +40,7 @@ class Crew:
         self._workers: dict[str, Worker] = {}
         self._unavailable: dict[str, str] = {}
         self._losses: dict[str, list[WorkerLost]] = {}
+        self._asked: dict[str, str] = {}
         self._hired: list[Worker] = []
         self._ended = False
 
@@ -99,6 +102,7 @@ class Crew:
     def ask(self, name: str, operation: str, **arguments: Any) -> None:
         """Sends a request; a worker that is gone shows in ``answer``."""
         worker = self._workers.get(name)
+        self._asked[name] = operation
         if worker is not None:
             worker.ask(operation, **arguments)
 
@@ -116,6 +120,8 @@ class Crew:
             self._losses.setdefault(name, []).append(loss)
             raise Failure(loss.status, loss.reason, loss.evidence) from None
         if reply["ok"]:
+            if self._asked[name] in REAL_WORK:
+                self._losses.pop(name, None)
             return reply
         if reply["fatal"]:
             self._workers.pop(name)

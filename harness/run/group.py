@@ -226,7 +226,7 @@ class GroupRun:
             reply = self._ask(
                 draft,
                 "turn",
-                probes=self._oracle["probes"],
+                probes=self._oracle["probes"][: self._slots(draft)],
                 samples=self._conditions.samples,
                 turn_ms=TURN_MS[self._crew.device.partition(":")[0]],
                 mode=self._conditions.mode,
@@ -282,7 +282,8 @@ class GroupRun:
             draft.prepared_by = self._crew.pid(draft.impl)
             here = reply["prepare_ms"], reply["first_call_ms"]
             ahead = self._conditions.compiled.get((draft.impl, draft.problem.key))
-            draft.prepare_ms, draft.first_call_ms = ahead or here
+            if draft.prepare_ms is None:  # a second preparation finds the first one's caches
+                draft.prepare_ms, draft.first_call_ms = ahead or here
 
     def _take_judgement(self, draft: Draft, data: dict[str, Any], prefix: str) -> None:
         judgement = judgement_from_json(data)
@@ -291,23 +292,28 @@ class GroupRun:
         if not judgement.ok:
             draft.failure = Failure(Status.INCORRECT, prefix + describe(judgement))
 
+    def _slots(self, draft: Draft) -> int:
+        """How many sets of inputs the draft's timed calls rotate through: fewer where a graph kept for each would not
+        fit; what ran once, alone, is timed even if only one fits."""
+        most, total = slot_count(self.plan), self._conditions.memory_mib
+        if total is None:
+            return most
+        return next((n for n in range(most, 1, -1) if n * _weight(draft) <= RESIDENT_SHARE * total), 1)
+
     def _resident(self, drafts: list[Draft]) -> set[str]:
-        """Implementations that may keep their memory between turns: the smallest first, while they fit together."""
+        """Implementations that keep their memory between turns: the lightest, as many as leave room for the heaviest
+        of the others to take its turn beside them."""
         total = self._conditions.memory_mib
         if total is None:
             return {draft.impl for draft in drafts}
-        needs = {}
-        for draft in drafts:
-            inputs = draft.problem.input_bytes / MIB
-            workspace = draft.memory.peak_mib if draft.memory and draft.memory.peak_mib else 8 * inputs
-            # A backward keeps a graph, and so a workspace, for every slot.
-            needs[draft.impl] = slot_count(self.plan) * (inputs + workspace)
-        resident, used = set(), 0.0
-        for name, need in sorted(needs.items(), key=lambda item: item[1]):
-            used += need
-            if used <= RESIDENT_SHARE * total:
-                resident.add(name)
-        return resident
+        needs = {draft.impl: self._slots(draft) * _weight(draft) for draft in drafts}
+        lightest = sorted(needs, key=lambda impl: needs[impl])
+        for count in range(len(lightest), 0, -1):
+            staying, others = lightest[:count], lightest[count:]
+            beside = max((needs[impl] for impl in others), default=0.0)
+            if sum(needs[impl] for impl in staying) + beside <= RESIDENT_SHARE * total:
+                return set(staying)
+        return set()
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -358,6 +364,12 @@ class GroupRun:
             order=self._order,
             phases=self._phases,
         )
+
+
+def _weight(draft: Draft) -> float:
+    """MiB of one set of inputs and the workspace of a call on it, which a kept graph holds as well."""
+    inputs = draft.problem.input_bytes / MIB
+    return inputs + (draft.memory.peak_mib if draft.memory and draft.memory.peak_mib else 8 * inputs)
 
 
 def describe(judgement: Judgement) -> str:

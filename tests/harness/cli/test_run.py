@@ -57,13 +57,20 @@ def test_the_help_tells_the_runners_defaults(bench: Any) -> None:
     assert f"(default {defaults.time_limit_s:g})" in text
 
 
-def test_every_measuring_option_reaches_the_runner(bench: Any) -> None:
+def test_graphs_are_refused_where_there_are_none(bench: Any) -> None:
+    outcome = bench("run", "--suite", "smoke", "--output-dir", "out", "--cudagraph")
+    assert outcome.exit_code == 2
+    assert "--cudagraph needs a CUDA device" in outcome.stderr
+
+
+def test_every_measuring_option_reaches_the_runner(bench: Any, gpus: list[Gpu]) -> None:
+    gpus.append(H200)
     bench(
         "run", "--suite", "smoke", "--output-dir", "out", "--rounds", "7", "--samples", "3", "--time-limit", "9",
         "--hot", "--cudagraph", "--no-memory", "--fail-fast", "--seed", "4",
     )  # fmt: skip
     assert dataclasses.replace(bench.options, command=()) == RunOptions(
-        ("cpu",), Path("out"), seed=4, rounds=7, samples=3, time_limit_s=9.0, hot=True, cudagraph=True,
+        ("cuda:0",), Path("out"), seed=4, rounds=7, samples=3, time_limit_s=9.0, hot=True, cudagraph=True,
         memory=False, fail_fast=True,
     )  # fmt: skip
 

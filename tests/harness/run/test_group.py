@@ -391,7 +391,7 @@ def test_on_a_cpu_all_stay(script: Script) -> None:
     assert made(posed)._resident(drafts(posed, {"a": 1e9, "b": 1e9})) == {"a", "b"}
 
 
-def test_the_smallest_stay_while_they_fit_together(script: Script) -> None:
+def test_the_lightest_stay_while_the_heaviest_other_fits_beside_them(script: Script) -> None:
     posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)  # 3 slots of 24 MiB
     inputs = posed.problems[0].input_bytes / MIB
     peaks = {"large": 1000.0, "small": 10.0, "middle": 100.0}
@@ -400,26 +400,36 @@ def test_the_smallest_stay_while_they_fit_together(script: Script) -> None:
     def stay(room_mib: float) -> set[str]:
         return made(posed, memory_mib=room_mib / RESIDENT_SHARE)._resident(drafts(posed, peaks))
 
-    assert stay(need["small"] - 1) == set()
-    assert stay(need["small"] + 1) == {"small"}
-    assert stay(need["small"] + need["middle"] + 1) == {"small", "middle"}
-    assert stay(sum(need.values()) - 1) == {"small", "middle"}
     assert stay(sum(need.values()) + 1) == set(peaks)
+    assert stay(sum(need.values()) - 1) == {"small"}  # large and middle take their turns one at a time
+    assert stay(need["small"] + need["large"] + 1) == {"small"}
+    assert stay(need["small"] + need["large"] - 1) == set()
+
+
+@pytest.mark.parametrize(("room", "slots"), [(3.1, 3), (2.9, 2), (1.9, 1), (0.5, 1)])
+def test_a_heavy_call_rotates_through_fewer_inputs(script: Script, room: float, slots: int) -> None:
+    posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)
+    weight = posed.problems[0].input_bytes / MIB + 500.0
+    (draft,) = drafts(posed, {"a": 500.0})
+    assert made(posed, memory_mib=room * weight / RESIDENT_SHARE)._slots(draft) == slots
 
 
 def test_an_unmeasured_workspace_is_taken_for_eight_times_its_inputs(script: Script) -> None:
     posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)
     inputs = posed.problems[0].input_bytes / MIB
     unknown = drafts(posed, {"a": None})
-    assert made(posed, memory_mib=(27 * inputs + 1) / RESIDENT_SHARE)._resident(unknown) == {"a"}
-    assert made(posed, memory_mib=(27 * inputs - 1) / RESIDENT_SHARE)._resident(unknown) == set()
+    assert made(posed, memory_mib=(9 * inputs + 1) / RESIDENT_SHARE)._resident(unknown) == {"a"}
+    assert made(posed, memory_mib=(9 * inputs - 1) / RESIDENT_SHARE)._resident(unknown) == set()
 
 
-def test_only_those_that_stay_keep_their_memory_between_turns(script: Script) -> None:
+@pytest.mark.parametrize(("memory_mib", "stay"), [(100.0, False), (1000.0, True)])
+def test_only_those_that_stay_keep_their_memory_between_turns(
+    script: Script, memory_mib: float, stay: bool
+) -> None:
     small, large = ({"peak_mib": peak} for peak in (1.0, 99.0))
     script.plant("a", "weigh", small)
     script.plant("b", "weigh", large)
-    cells, _ = execute(plan(), memory_mib=100.0)
+    cells, _ = execute(plan(), memory_mib=memory_mib)
     kept = {role: asked["keep_memory"] for role, op, asked in script.asked if op == "turn"}
-    assert kept == {"a": True, "b": False}
+    assert kept == {"a": stay, "b": stay}
     assert cells["b/fwd"].memory == Memory(99.0, None, 1.0)
