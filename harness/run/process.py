@@ -15,10 +15,10 @@ from typing import Any
 
 from attnbench.harness import registry
 from attnbench.harness.run.channel import Channel, ChannelClosed, Message
+from attnbench.harness.run.evidence import evidence
 from attnbench.harness.run.record import Status
 
 REFEREE = "referee"
-MOST_EVIDENCE = 2000
 GRACE_S = 2.0
 
 
@@ -121,7 +121,7 @@ class Worker:
         return WorkerLost(Status.CRASHED, f"its process died of {name}", self._tail())
 
     def _tail(self) -> str:
-        return self._log.read_bytes()[-MOST_EVIDENCE:].decode(errors="replace")
+        return evidence(self._log.read_bytes().decode(errors="replace"))
 
 
 def python_module(module: str, *arguments: str) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from attnbench.harness import registry
 from attnbench.harness.contract import Device
 from attnbench.harness.run.channel import Channel, ChannelClosed, Message
+from attnbench.harness.run.evidence import evidence
 from attnbench.harness.run.process import REFEREE
 from attnbench.harness.run.protect import (
     die_with,
@@ -28,7 +29,6 @@ from attnbench.harness.run.protect import (
 )
 from attnbench.harness.run.record import Status
 
-MOST_EVIDENCE = 2000
 MOST_REASON = 300
 
 
@@ -71,7 +71,7 @@ def failure(error: BaseException) -> Message:
         "ok": False,
         "status": _status_of(error),
         "reason": _one_line(error, first_line),
-        "evidence": "" if isinstance(error, Refusal) else text[-MOST_EVIDENCE:],
+        "evidence": "" if isinstance(error, Refusal) else evidence(text),
         "fatal": _device_is_lost(),
     }
 

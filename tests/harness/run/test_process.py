@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from attnbench.harness.run import process
-from attnbench.harness.run.process import MOST_EVIDENCE, Worker, WorkerLost
+from attnbench.harness.run.evidence import MOST_CHARACTERS
+from attnbench.harness.run.process import Worker, WorkerLost
 from attnbench.harness.run.record import Status
 
 Start = Callable[..., Worker]
@@ -133,7 +134,7 @@ def test_a_signal_without_a_name_is_still_an_end(start: Start) -> None:
 def test_the_evidence_is_the_end_of_what_it_wrote(start: Start) -> None:
     lost = lose(start(), "shout", last="the last words")
     assert lost.evidence.endswith("the last words\n")
-    assert len(lost.evidence) == MOST_EVIDENCE
+    assert len(lost.evidence) == MOST_CHARACTERS
 
 
 def test_what_it_prints_is_no_message(start: Start) -> None:
