@@ -23,7 +23,7 @@ GRACE_S = 2.0
 
 
 class WorkerLost(Exception):
-    """The worker is gone: status is TIMEOUT, CRASHED or OOM; reason is one line, evidence the end of its stderr."""
+    """The worker is gone: status is TIMEOUT or CRASHED; reason is one line, evidence the end of its stderr."""
 
     def __init__(self, status: Status, reason: str, evidence: str) -> None:
         super().__init__(reason)

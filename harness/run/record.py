@@ -164,7 +164,8 @@ class Group:
 
     cells: ids of all its cells. ceilings, order: by direction, since each direction has rounds of its own; order
     holds per round the implementations (and the referee, for the ceilings) as they were measured.
-    oracle_ms: cost of the reference. phases: seconds of wall time by phase (prepare, oracle, judge, time, idle).
+    oracle_ms: cost of the reference. phases: seconds of wall time by phase: start, prepare, oracle, judge, ``time``
+    and the direction, other; and in the first group of a device, compile ahead.
     foreign: other processes seen on the GPU while it ran, as ``pid name``.
     """
 
