@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 L2_WORKING_SET = 32 * 2**20
-"""Bytes of K and V that the programs in flight may share: about 60% of Hopper's L2."""
+"""Bytes that the programs in flight may read again and again: about 60% of Hopper's L2."""
 
-# Which Gluon kernels Hopper uses. Each is off until it has passed against fp64 on hardware: the interpreter that tests
-# the other kernels without a GPU cannot run them. The forward passed in the form it had before dropout came to it.
-HOPPER_FORWARD = True
-HOPPER_DROPOUT = False
-HOPPER_BACKWARD = False
+HOPPER_WHEREVER_POSSIBLE = False
+"""Choose the Hopper kernels also where a portable one is faster: for tests on hardware, whose problems are small."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +103,19 @@ class ForwardConfig:
 
 @dataclass(frozen=True)
 class HopperBackward:
-    """Launch of the warp-specialised backward: query rows a tile, Q and dO buffers."""
+    """Launch of a warp-specialised backward: query rows a tile, Q and dO buffers, and whether dQ is fused into it."""
 
     block_m: int
     stages: int
+    fused: bool
 
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """Tiles of the dK/dV and the dQ kernel. fused: dQ is added atomically by the dK/dV kernel and dq is unused.
-
-    hopper, if given, replaces both by the warp-specialised kernel, which is fused.
-    """
+    """Tiles of the dK/dV and the dQ kernel. hopper, if given, replaces the first, and if fused both."""
 
     dkdv: Tile
     dq: Tile
-    fused: bool
     planes_per_wave: int = 1
     heavy_last: bool = False
     hopper: HopperBackward | None = None
@@ -159,7 +153,7 @@ def forward_config(device: Device, shape: Shape) -> ForwardConfig:
     return ForwardConfig(
         tile,
         _hopper(device, shape) if rows > 64 and splits == 1 else None,
-        _planes_per_wave(device, shape, planes),
+        _planes_per_wave(shape, planes),
         heavy_last=shape.causal,
         pack=pack,
         splits=splits,
@@ -170,15 +164,13 @@ def forward_config(device: Device, shape: Shape) -> ForwardConfig:
 def backward_config(device: Device, shape: Shape, deterministic: bool) -> BackwardConfig:
     """Tiles and schedule of the backward pass."""
     dkdv, dq = _backward_tiles(device, shape)
+    hopper = _hopper_backward(device, shape)
     return BackwardConfig(
         _fit(dkdv, shape),
         _fit(dq, shape),
-        # Chosen nowhere: seven products without atomics outrun five with them (hd64 331 for 283, hd128 384 for 329),
-        # and are deterministic.
-        fused=False,
-        planes_per_wave=_planes_per_wave(device, shape, shape.batch * shape.heads),
+        planes_per_wave=_planes_per_wave(shape, shape.batch * shape.heads, backward=True),
         heavy_last=shape.causal,
-        hopper=None if deterministic else _hopper_backward(device, shape),
+        hopper=None if deterministic and hopper and hopper.fused else hopper,
     )
 
 
@@ -208,37 +200,61 @@ def _forward_tile(device: Device, shape: Shape) -> Tile:
 
 
 def _specialisable(device: Device, shape: Shape) -> bool:
-    """Whether the warp-specialised kernels apply: 16-bit, equal head dims, a band or no mask."""
-    dense = shape.mask_block == (0, 0)
+    """Whether the warp-specialised kernels apply: 16-bit, equal head dims."""
     hopper = device.capability[0] == 9 and shape.itemsize == 2 and shape.tma_able
-    return hopper and dense and shape.head_dim == shape.head_dim_v and (HOPPER_DROPOUT or not shape.dropout)
+    return hopper and shape.head_dim == shape.head_dim_v
+
+
+def _divide(shape: Shape, rows: int, keys: int) -> bool:
+    """Whether tiles of these sizes divide the mask's blocks."""
+    return shape.mask_block[0] % rows == 0 and shape.mask_block[1] % keys == 0
 
 
 def _hopper(device: Device, shape: Shape) -> Hopper | None:
-    if not (HOPPER_FORWARD and _specialisable(device, shape)):
+    if not _specialisable(device, shape):
         return None
     if shape.head_dim == 64:
         # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. That one
         # wins under a causal mask (450 for 441) and on short rows (n 1024: 404 for 370, causal 295 for 221): lines
-        # 1 / rate = a + b / n through both lengths cross at n 2200. Philox needs the registers of two consumers
-        # (compiler's report).
-        slower = shape.banded or shape.seqlen_k <= 2048
-        return Hopper(2, 128, 2) if shape.dropout else None if slower else Hopper(3, 128, 2)
-    return {
-        # 715 full, 646 causal, portable 537, 539; n 1024: 563, 378, portable 476, 369.
-        128: Hopper(2, 128, 2),
-        # 791 full, 739 causal, portable 502, 581; n 1024: 652, 473, portable 430, 379. 32 keys and 3 stages: 552, 561.
-        256: Hopper(2, 64, 2),
-    }.get(shape.head_dim)
+        # 1 / rate = a + b / n through both lengths cross at n 2200. Its 192 rows divide no usual block. Under dropout
+        # 128 keys would spill (compiler's report).
+        slower = (shape.banded or shape.seqlen_k <= 2048) and not HOPPER_WHEREVER_POSSIBLE
+        chosen = Hopper(3, 64, 3) if shape.dropout else None if slower else Hopper(3, 128, 2)
+    else:
+        chosen = {
+            # 730 full, 661 causal, portable 537, 539; n 1024: 555, 387, portable 476, 369. Dropout 439, portable 338.
+            128: Hopper(2, 128, 2),
+            # 791 full, 739 causal, portable 502, 581; n 1024: 652, 473, portable 430, 379. 32 keys and 3 stages:
+            # 552, 561.
+            256: Hopper(2, 64, 2),
+        }.get(shape.head_dim)
+    return chosen if chosen and _divide(shape, 64 * chosen.consumers, chosen.block_n) else None
 
 
 def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
-    if not (HOPPER_BACKWARD and _specialisable(device, shape)):
+    if not _specialisable(device, shape):
         return None
     # dK, dV, S^T, dP^T and dQ take 64 + 64 + 32 + 32 + 32 registers at head_dim 128; 128 query rows spill at 64 too
-    # (compiler's report for sm_90a). At 256 dK and dV alone would take 256 registers: the portable form
-    # serves (predicted).
-    return {64: HopperBackward(64, 3), 128: HopperBackward(64, 2)}.get(shape.head_dim)
+    # (compiler's report for sm_90a). At 256 dK and dV take a warpgroup each.
+    if shape.head_dim == 64:
+        # n 4096: 330 full, 304 causal, portable 350, 315. n 8192: 354, 336, portable 367, 323. Dropout at n 8192: 320,
+        # 298; the portable kernel computes Philox twice.
+        chosen = HopperBackward(64, 3, True)
+        faster = shape.dropout or (shape.causal and shape.seqlen_k >= 8192)
+    elif shape.head_dim == 128:
+        # n 16384: 560 full, 510 causal, portable 433, 355. n 4096: 457, 406, portable 384, 311. n 1024: at least 360,
+        # 276, the portable kernels' own times 368, 274; n 512: at least 240, 158, portable 299, 198 (NOTES.md).
+        chosen = HopperBackward(64, 2, True)
+        faster = shape.dropout or shape.seqlen_k >= 1024
+    elif shape.head_dim == 256:
+        # n 8192: 281 full, 284 causal, portable 231, 205. n 1024: 251, 211, portable 199, 146. n 512: 175, 139,
+        # portable 143, 117.
+        chosen = HopperBackward(64, 2, False)
+        faster = True
+    else:
+        return None
+    fits = _divide(shape, chosen.block_m, 128 if chosen.fused else 64)
+    return chosen if fits and (faster or HOPPER_WHEREVER_POSSIBLE) else None
 
 
 def _backward_tiles(device: Device, shape: Shape) -> tuple[Tile, Tile]:
@@ -250,16 +266,16 @@ def _backward_tiles(device: Device, shape: Shape) -> tuple[Tile, Tile]:
         return tile, tile
     if device.capability[0] == 9:
         if d <= 64:
-            # dK/dV: 393 full, 343 causal; 64x128 over two warpgroups and 3 stages 349, 305.
-            # dQ: 338, 283; 128x64 over two warpgroups 343, 258.
-            tile = Tile(64, 64, 4, 3, shape.tma_able)
-            return tile, tile
+            # dK/dV, ms at n 8192, 1024, 512: 3.53, 0.55, 0.33 full and 2.07, 0.37, 0.26 causal; 64x64 4.23, 0.61, 0.35
+            # and 2.47, 0.42, 0.27. dQ: 2.43 full, 1.29 causal; 128x64 over two warpgroups 2.64, 1.59.
+            return Tile(128, 64, 4, 2, shape.tma_able), Tile(64, 64, 4, 3, shape.tma_able)
         if d <= 128:
-            # dK/dV: 438 full, 354 causal; 64x128 over two warpgroups 384, 322. dQ: 412, 346; 128x64 384, 322.
+            # dK/dV, ms at n 8192, 1024, 512: 64x64 3.22, 0.50, 0.30 full, 2.20, 0.39, 0.27 causal; 32x64 3.81, 0.54,
+            # 0.32 full, 2.13, 0.35, 0.23 causal. dQ: 2.46 full, 1.34 causal; 128x64 over two warpgroups 3.00, 1.64.
             tile = Tile(64, 64, 4, 2, shape.tma_able)
-            return tile, tile
-        # dK/dV: 249 full, 213 causal through pointers; with TMA and one stage, all that fits, 163, 181.
-        # dQ: 186, 178; 128x32 and 2 stages 188, 166.
+            return replace(tile, block_m=32, stages=3) if shape.causal else tile, tile
+        # dK/dV: 249 full, 213 causal through pointers; with TMA and one stage, all that fits, 163, 181. None of nine
+        # others comes near. dQ, ms at n 8192: 3.87 full, 1.82 causal; 128x32 and 2 stages 3.78, 2.42.
         return Tile(64, 64, 8, 2), Tile(128, 64, 8, 1, shape.tma_able)
     if device.smem >= 160 * 1024:
         if d <= 128:
@@ -292,15 +308,17 @@ def _fit(tile: Tile, shape: Shape) -> Tile:
     return replace(tile, block_m=math.gcd(tile.block_m, mask_m), block_n=math.gcd(tile.block_n, mask_n))
 
 
-def _planes_per_wave(device: Device, shape: Shape, planes: int) -> int:
+def _planes_per_wave(shape: Shape, planes: int, *, backward: bool = False) -> int:
     """How many (batch, head) planes share a wave. Without a mask one: neighbours then read the same K and V.
 
-    Under a mask tiles differ in length, so a wave holds as many planes as fit their K and V in L2, longest
-    tiles first.
+    Under a mask tiles differ in length, so a wave takes tiles of several planes, longest first: as many planes as fit
+    what they read again in L2, K and V, in backward Q and dO too. No more than are in flight at once: 1 to 4% slower in
+    the forward at head_dim 128, no difference in the backward.
     """
     if not shape.banded:
         return 1
-    plane_bytes = shape.seqlen_k * (shape.head_dim + shape.head_dim_v) * shape.itemsize
+    rows = shape.seqlen_k + (shape.seqlen_q if backward else 0)
+    plane_bytes = rows * (shape.head_dim + shape.head_dim_v) * shape.itemsize
     planes_in_l2 = L2_WORKING_SET // max(1, plane_bytes) * shape.group
     return max(1, min(planes, planes_in_l2))
 

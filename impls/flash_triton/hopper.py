@@ -1,24 +1,33 @@
-"""Launch of the warp-specialised Hopper kernels, kept apart because Gluon is an experimental part of Triton."""
+"""Calls of the warp-specialised Hopper kernels, kept apart because Gluon is an experimental part of Triton."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from attnbench.impls.flash_triton.configs import Hopper, HopperBackward, ceil_div
+from attnbench.impls.flash_triton.calls import Address, Call, Tiles
+from attnbench.impls.flash_triton.configs import ceil_div
+from attnbench.impls.flash_triton.operands import by_plane
 
-LOG2E = 1.4426950408889634
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnbench.impls.flash_triton.configs import BackwardConfig, ForwardConfig
+    from attnbench.impls.flash_triton.operands import Operands
 
 
 @lru_cache(maxsize=1)
 def available() -> bool:
     """Whether this Triton has the Gluon that these kernels are written in; the portable ones serve otherwise."""
     try:
-        from attnbench.impls.flash_triton.kernels import backward_hopper, forward_hopper  # noqa: F401
-    except (ImportError, TypeError, AttributeError):
+        from attnbench.impls.flash_triton.kernels import (  # noqa: F401
+            backward_hopper,
+            backward_hopper_wide,
+            forward_hopper,
+        )
+    except (ImportError, TypeError, AttributeError):  # Gluon changes between releases
         return False
     return True
 
@@ -28,64 +37,98 @@ def shared_layout(rows: int, columns: int, dtype: torch.dtype) -> Any:
     """Swizzled shared-memory layout of a (1, 1, rows, columns) tile."""
     from triton.experimental.gluon import language as gl
 
-    element = gl.float16 if dtype == torch.float16 else gl.bfloat16
+    element = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}[dtype]
     return gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], element)
 
 
-def describe(x: Tensor, rows: int) -> Any:
-    """Tensor descriptor of (rows, head_dim) tiles of a BSHD tensor seen as (batch, head, row, column)."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    batch, seqlen, heads, dim = x.shape
-    unit = 16 // x.element_size()
-    sb, ss, sh = (s if n > 1 else unit for n, s in zip(x.shape[:3], x.stride()[:3], strict=True))
-    layout = shared_layout(rows, dim, x.dtype)
-    return TensorDescriptor(x, [batch, heads, seqlen, dim], [sb, sh, ss, 1], [1, 1, rows, dim], layout)
+def tiles(name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, rows: int,
+          columns: int | None = None) -> Tiles:  # fmt: skip
+    """(rows, columns or head_dim) tiles of a BSHD tensor seen as (batch, head, row, column)."""
+    columns = columns or shape[3]
+    layout = shared_layout(rows, columns, dtype)
+    return _tiles(name, *by_plane(shape, strides, dtype.itemsize), [1, 1, rows, columns], layout)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng: Tensor | None, threshold: int, config: Hopper,
-    band: tuple[int, int, int], sides: tuple[bool, bool], scale: float, planes_per_wave: int, heavy_last: bool,
-) -> None:  # fmt: skip
-    """Fill out and lse. band is (shift, left, right), sides whether left and right bound it; rng the dropout state."""
+def row_tiles(name: str, rows: int, length: int, columns: int) -> Tiles:
+    """Runs of `columns` of one row of a contiguous fp32 (rows, length)."""
+    from triton.experimental.gluon import language as gl
+
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
+    return _tiles(name, (rows, length), (length, 1), [1, columns], layout)
+
+
+def _tiles(
+    name: str, shape: tuple[int, ...], strides: tuple[int, ...], block: list[int], layout: Any
+) -> Tiles:
+    def make(x: Tensor) -> Any:
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+        return TensorDescriptor(x, list(shape), list(strides), block, layout)
+
+    return Tiles(name, shape, strides, make)
+
+
+def forward(p: Operands, config: ForwardConfig) -> Call:
+    """The call that fills out and lse."""
     from attnbench.impls.flash_triton.kernels.forward_hopper import ROWS, hopper_forward_kernel
 
-    batch, seqlen_q, heads, head_dim = q.shape
-    seqlen_k = k.shape[1]
+    assert config.hopper is not None
+    chosen = config.hopper
     rows = ROWS.value
-    tiles = ceil_div(seqlen_q, rows * config.consumers)
-    planes = batch * heads
-    hopper_forward_kernel[(tiles * planes,)](
-        describe(q, rows), describe(k, config.block_n), describe(v, config.block_n), describe(out, rows), lse,
-        lse if rng is None else rng,
-        seqlen_q, seqlen_k, *band, scale * LOG2E, threshold, tiles, planes, planes_per_wave,
-        HEADS=heads, GROUP=heads // k.shape[2], D=head_dim, BLOCK_N=config.block_n,
-        CONSUMERS=config.consumers, STAGES=config.stages, HAS_LEFT=sides[0], HAS_RIGHT=sides[1],
-        EVEN_K=seqlen_k % config.block_n == 0, HEAVY_LAST=heavy_last,
-        DROPOUT=rng is not None, num_warps=4, enable_fp_fusion=True,
+    row_tiles_of_plane = ceil_div(p.seqlen_q, rows * chosen.consumers)
+    planes = p.batch * p.heads
+    return Call(
+        hopper_forward_kernel,
+        (row_tiles_of_plane * planes,),
+        [
+            tiles("q", *p.q, p.dtype, rows), tiles("k", *p.k, p.dtype, chosen.block_n),
+            tiles("v", *p.v, p.dtype, chosen.block_n), tiles("out", *p.out, p.dtype, rows),
+            Address("lse"), Address("rng"), *p.lists("query"),
+            p.seqlen_q, p.seqlen_k, *p.band, p.scale_log2, p.threshold, *p.list_sizes("query"),
+            row_tiles_of_plane, planes, config.planes_per_wave,
+        ],
+        {
+            "HEADS": p.heads, "GROUP": p.group, "D": p.head_dim, "BLOCK_N": chosen.block_n,
+            "CONSUMERS": chosen.consumers, "STAGES": chosen.stages, "HAS_LEFT": p.has_left, "HAS_RIGHT": p.has_right,
+            "EVEN_K": p.seqlen_k % max(chosen.block_n, p.mask_block[1]) == 0, "HEAVY_LAST": config.heavy_last,
+            "DROPOUT": p.dropout, "MASK_M": p.mask_block[0], "MASK_N": p.mask_block[1],
+        },
+        {"num_warps": 4, "enable_fp_fusion": True},
     )  # fmt: skip
 
 
-def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse_log2: Tensor, delta: Tensor,
-    rng: Tensor | None, threshold: int,
-    dq_acc: Tensor, dk: Tensor, dv: Tensor,
-    config: HopperBackward, band: tuple[int, int, int], sides: tuple[bool, bool], scale: float, planes_per_wave: int,
-) -> None:  # fmt: skip
-    """Fill dk and dv, and add dQ / scale into dq_acc, fp32 contiguous BSHD."""
-    from attnbench.impls.flash_triton.kernels.backward_hopper import CONSUMERS, KEYS, hopper_backward_kernel
+def backward(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
+    """The call that fills dk and dv and, if fused, adds dQ / scale into dq_acc, fp32 contiguous BSHD.
 
-    batch, seqlen_q, heads, head_dim = q.shape
-    seqlen_k, kv_heads = k.shape[1:3]
-    keys = KEYS.value * CONSUMERS.value
-    tiles = ceil_div(seqlen_k, keys)
-    planes = batch * kv_heads
-    hopper_backward_kernel[(tiles * planes,)](
-        describe(q, config.block_m), describe(k, keys), describe(v, keys), describe(d_out, config.block_m),
-        describe(dk, KEYS.value), describe(dv, KEYS.value), lse_log2, delta,
-        delta if rng is None else rng, dq_acc,
-        seqlen_q, seqlen_k, delta.shape[2], *band, scale, scale * LOG2E, threshold, tiles, planes, planes_per_wave,
-        HEADS=heads, GROUP=heads // kv_heads, D=head_dim, BLOCK_M=config.block_m, STAGES=config.stages,
-        HAS_LEFT=sides[0], HAS_RIGHT=sides[1], EVEN_K=seqlen_k % keys == 0, DROPOUT=rng is not None,
-        num_warps=4, enable_fp_fusion=True,
+    stats holds LSE in base 2 and delta: (2, batch, heads, rows_padded).
+    """
+    from attnbench.impls.flash_triton.kernels.backward_hopper import CONSUMERS, KEYS, hopper_backward_kernel
+    from attnbench.impls.flash_triton.kernels.backward_hopper_wide import hopper_wide_kernel
+
+    assert config.hopper is not None
+    chosen = config.hopper
+    keys = KEYS.value * (CONSUMERS.value if chosen.fused else 1)
+    key_tiles = ceil_div(p.seqlen_k, keys)
+    planes = p.batch * p.kv_heads
+    dq = tiles("dq_acc", p.q[0], p.dq_strides, torch.float32, chosen.block_m, p.head_dim // 2)
+    return Call(
+        hopper_backward_kernel if chosen.fused else hopper_wide_kernel,
+        (key_tiles * planes,),
+        [
+            tiles("q", *p.q, p.dtype, chosen.block_m), tiles("k", *p.k, p.dtype, keys),
+            tiles("v", *p.v, p.dtype, keys), tiles("d_out", *p.d_out, p.dtype, chosen.block_m),
+            row_tiles("stats", 2 * p.batch * p.heads, rows_padded, chosen.block_m),
+            tiles("dk", p.k[0], p.dk_strides, p.dtype, KEYS.value),
+            tiles("dv", p.v[0], p.dv_strides, p.dtype, KEYS.value),
+            *([dq] if chosen.fused else []),
+            Address("rng"), *p.lists("key"),
+            p.seqlen_q, p.seqlen_k, *p.band, p.scale, p.scale_log2, p.threshold, *p.list_sizes("key"),
+            key_tiles, planes, config.planes_per_wave,
+        ],
+        {
+            "HEADS": p.heads, "GROUP": p.group, "D": p.head_dim, "BLOCK_M": chosen.block_m, "STAGES": chosen.stages,
+            "HAS_LEFT": p.has_left, "HAS_RIGHT": p.has_right, "EVEN_K": p.seqlen_k % keys == 0, "DROPOUT": p.dropout,
+            "MASK_M": p.mask_block[0], "MASK_N": p.mask_block[1],
+        },
+        {"num_warps": 4, "enable_fp_fusion": True},
     )  # fmt: skip

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from attnbench.harness.contract import (
-    Capabilities,
-    Device,
-    Implementation,
-    Prepared,
-    Unavailable,
-    missing_module,
-)
+from attnbench.harness.contract import Capabilities, Device, Unavailable, missing_module
 from attnbench.harness.masks import ALIGNMENTS, KINDS
-
-if TYPE_CHECKING:
-    from attnbench.harness.problem import Problem
-    from attnbench.impls.flash_api import BlockMask
+from attnbench.impls.flash_api.plugin import FlashPlugin
 
 
-class FlashTriton(Implementation):
+class FlashTriton(FlashPlugin):
     """`attnbench.impls.flash_triton.flash_attention`; with ``deterministic``, gradients repeat bit for bit."""
 
-    contract = 1
     compile_processes = 3  # a configuration compiles for seconds, into Triton's cache on disk
     capabilities = Capabilities(
         compute_capability=((8, 0), (99, 9)),
@@ -45,48 +34,10 @@ class FlashTriton(Implementation):
     def unavailable(self, device: Device) -> Unavailable | None:
         return super().unavailable(device) or missing_module("triton", "pip install triton")
 
-    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
-        found = self.capabilities.reasons(problem, device)
-        found += [
-            f"{name} {getattr(problem, name)} is below 16"
-            for name in ("head_dim", "head_dim_v")
-            if getattr(problem, name) < 16
-        ]
-        if problem.softmax_scale <= 0:
-            found.append(f"scale {problem.softmax_scale:g} is not positive")
-        blocks = problem.mask.blocks
-        if blocks and (blocks.block_q % 32 or blocks.block_k % 32):
-            found.append(f"mask blocks {blocks.block_q}x{blocks.block_k} are not multiples of 32")
-        return found
-
-    def prepare(self, problem: Problem, device: Device) -> Prepared:
+    def attention(self) -> Callable[..., Any]:
         from attnbench.impls.flash_triton import flash_attention
 
-        mask = problem.mask
-        attend: Any = partial(
-            flash_attention,
-            window=(mask.left, mask.right),
-            alignment=mask.alignment,
-            dropout_p=problem.dropout_p,
-            block_mask=_block_mask(problem, device),
-            scale=problem.softmax_scale,
-            deterministic=self.deterministic,
-        )
-        return Prepared(attend, partial(attend, return_lse=True))
+        return flash_attention
 
 
-def _block_mask(problem: Problem, device: Device) -> BlockMask | None:
-    import torch
-
-    from attnbench.impls.flash_api import BlockMask
-
-    pattern = problem.mask.blocks
-    if pattern is None:
-        return None
-    visible = pattern.blocks(problem.heads, problem.seqlen_q, problem.seqlen_k)
-    blocks = torch.tensor(visible, device=str(device))
-    return BlockMask.from_dense(blocks[None], (pattern.block_q, pattern.block_k))
-
-
-# Not an entry point: it differs from FlashTriton only where the Hopper backward, off until it is proven, would run.
 deterministic = FlashTriton("flash-triton-deterministic", deterministic=True)

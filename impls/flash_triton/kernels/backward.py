@@ -3,10 +3,9 @@
 Source: FlashAttention-2 (Dao 2023, arXiv:2307.08691), Algorithm 2. With P = exp(S - LSE), dP = dO V^T and
 delta = rowsum(dO * O) - dLSE: dV = P^T dO, dS = P * (dP - delta), dQ = scale dS K, dK = scale dS^T Q.
 
-Two forms. Split (deterministic): `dkdv_kernel` and `dq_kernel` each recompute S and dP, seven products per
-tile pair and no atomics. Fused: `dkdv_kernel` also adds dS K into an fp32 dQ in memory, five products and
-one atomic tile. S^T and dP^T are computed transposed in `dkdv_kernel`, so that P^T and dS^T are left
-operands straight from registers.
+`dkdv_kernel` and `dq_kernel` each recompute S and dP: seven products a tile pair, no atomics, and gradients that repeat
+bit for bit. S^T and dP^T are computed transposed in `dkdv_kernel`, so that P^T and dS^T are left operands straight from
+registers.
 """
 
 # Kernel arguments have Triton's types, not Python's.
@@ -61,17 +60,16 @@ def delta_kernel(
 @triton.jit(do_not_specialize=["seqlen_q", "seqlen_k", "rows_padded", "shift", "left", "right", "threshold", "tiles",
                                "planes", "planes_per_wave", "mask_batch_rows", "mask_head_rows", "mask_width"])
 def dkdv_kernel(
-    q, k, v, d_out, lse_log2, delta, rng, partial_count, partial_list, full_count, full_list, dk, dv, dq_acc,
+    q, k, v, d_out, lse_log2, delta, rng, partial_count, partial_list, full_count, full_list, dk, dv,
     q_sb, q_ss, q_sh, k_sb, k_ss, k_sh, v_sb, v_ss, v_sh, do_sb, do_ss, do_sh,
-    dk_sb, dk_ss, dk_sh, dv_sb, dv_ss, dv_sh, dq_sb, dq_ss, dq_sh,
+    dk_sb, dk_ss, dk_sh, dv_sb, dv_ss, dv_sh,
     seqlen_q, seqlen_k, rows_padded, shift, left, right, scale, scale_log2, threshold,
     mask_batch_rows, mask_head_rows, mask_width,
     tiles, planes, planes_per_wave,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr,
-    DROPOUT: tl.constexpr, MASK_M: tl.constexpr, MASK_N: tl.constexpr, FUSED_DQ: tl.constexpr,
-    TMA: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN_Q: tl.constexpr, DROPOUT: tl.constexpr,
+    MASK_M: tl.constexpr, MASK_N: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of BLOCK_N keys of one (batch, key head), summed over the GROUP query heads that share it.
 
@@ -89,8 +87,7 @@ def dkdv_kernel(
 
     last_col = tl.minimum(col + BLOCK_N, seqlen_k) - 1
     lo, hi, full_lo, full_hi = visible_rows(col, last_col, seqlen_q, shift, left, right, HAS_LEFT, HAS_RIGHT)
-    # Rows past the end have LSE = +inf and need no mask; keys past the end matter only where they enter dQ.
-    MASK_KEYS: tl.constexpr = FUSED_DQ and not EVEN_K
+    # Rows past the end have LSE = +inf and need no mask; keys past the end have no gradient that is stored.
     local = tl.arange(0, BLOCK_M)
 
     for g in range(GROUP):
@@ -101,7 +98,6 @@ def dkdv_kernel(
         partial_steps = 0
         list_start = 0
         if MASK_M > 0:
-            tl.static_assert(not FUSED_DQ, "block lists have no fused form")
             list_row = batch * mask_batch_rows + head * mask_head_rows + col // MASK_N
             partial_steps = tl.load(partial_count + list_row) * (MASK_M // BLOCK_M)
             begin = 0
@@ -118,14 +114,12 @@ def dkdv_kernel(
             else:
                 row = step * BLOCK_M
                 needs_mask = (row < full_lo) | (row + BLOCK_M > full_hi)
-                if MASK_KEYS:
-                    needs_mask = needs_mask | (col + BLOCK_N > seqlen_k)
             q_tile = load_tile(q, batch, head, row, seqlen_q, q_sb, q_ss, q_sh, BLOCK_M, D, BLOCK_D, not EVEN_Q, TMA)
             do_tile = load_tile(d_out, batch, head, row, seqlen_q, do_sb, do_ss, do_sh, BLOCK_M, DV, BLOCK_DV,
                                 not EVEN_Q, TMA)  # fmt: skip
             scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)
             p = tl.math.exp2(scores * scale_log2 - tl.load(lse_log2 + stats + row + local)[None, :])
-            if HAS_LEFT or HAS_RIGHT or MASK_KEYS:
+            if HAS_LEFT or HAS_RIGHT:
                 if needs_mask:
                     rows = row + local
                     seen = visible(rows[None, :], cols[:, None], seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT)
@@ -141,16 +135,6 @@ def dkdv_kernel(
             d_s = p * (d_p - tl.load(delta + stats + row + local)[None, :])
             d_s = d_s.to(q_tile.dtype)
             dk_tile = tl.dot(d_s, q_tile, dk_tile, input_precision=PRECISION)
-            if FUSED_DQ:
-                dq_part = tl.dot(tl.trans(d_s), k_tile, input_precision=PRECISION)
-                if TMA:
-                    dq_acc.atomic_add([batch, head, row, 0], dq_part.reshape(1, 1, BLOCK_M, BLOCK_D))
-                else:
-                    d = tl.arange(0, BLOCK_D)
-                    start = dq_acc + batch.to(tl.int64) * dq_sb + head.to(tl.int64) * dq_sh + row.to(tl.int64) * dq_ss
-                    ptrs = start + (local.to(tl.int64)[:, None] * dq_ss + d[None, :])
-                    inside = (row + local < seqlen_q)[:, None] & (d < D)[None, :]
-                    tl.atomic_add(ptrs, dq_part, mask=inside, sem="relaxed")
 
     if DROPOUT:
         dv_tile = dv_tile * (256.0 / threshold)

@@ -1,38 +1,129 @@
-"""The dropout mask of `primitives.dropout_keep` in Gluon, for a tile in the layout of a wgmma accumulator.
+"""Dropout in Gluon, for a tile in the layout of a wgmma accumulator: the mask of `primitives.dropout_keep`.
 
-Philox runs once for 16 elements on a grid a quarter the size of the tile each way, spread over one warpgroup; the
-bits then cross shared memory once into the accumulator's layout, at a byte an element.
+A lane of an accumulator owns rows i and i + 8 of the sixteen of its warp, so half of the 16 bytes of each Philox call
+that covers them; the warp beside it owns the other half. Both make the call: to exchange words through shared memory
+takes as many instructions, and barriers. A word is compared whole, its four bytes side by side: the highest bit of
+each then says whether its element is dropped, and PRMT spreads that bit into a mask.
 """
 
 # Kernel arguments have Triton's types, not Python's.
 # mypy: disable-error-code="no-untyped-def"
 
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from attnbench.impls.flash_triton.kernels.primitives import PHILOX_ROUNDS
 
 
+@gluon.constexpr_function
+def words_layout(columns):
+    """(32, columns) words or calls of a 64-row tile, each with the lane whose elements it decides.
+
+    Rows are the tile's without bit 3; columns too lack bit 3, those of calls also bit 4.
+    """
+    registers = [[0, 1], *([0, 8 * 2**i] for i in range((columns // 8).bit_length() - 1))]
+    return gl.DistributedLinearLayout(
+        registers, [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]], [[8, 0], [16, 0]], [], [32, columns]
+    )
+
+
 @gluon.jit
-def dropout_keep(rng, plane, row, col, threshold, TRANSPOSED: gl.constexpr, SIZES: gl.constexpr, LAYOUT: gl.constexpr):
-    """Bool tile of SIZES, queries by keys, or keys by queries if TRANSPOSED; row and col are multiples of 32."""
-    GRID: gl.constexpr = gl.BlockedLayout([1, SIZES[1] // 32], [4, 8], [4, 1], [1, 0])
+def wide_product(a, b):
+    """(high, low) words of a 32-bit product, by one IMAD.WIDE: asked for apart, the high word is a slow IMAD.HI."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .b64 both; mul.wide.u32 both, $2, $3; mov.b64 {$1, $0}, both; }",
+        "=r,=r,r,r",
+        [a, b],
+        dtype=(gl.uint32, gl.uint32), is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def philox(seed, c0, c1, c2, c3):
+    """The four words of Philox4x32 for a counter, as `tl.philox` gives them."""
+    k0 = (seed & 0xFFFFFFFF).to(gl.uint32)
+    k1 = ((seed >> 32) & 0xFFFFFFFF).to(gl.uint32)
+    for _ in gl.static_range(PHILOX_ROUNDS):
+        high_a, low_a = wide_product(c0, 0xD2511F53)
+        high_b, low_b = wide_product(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@gluon.jit
+def drop_words(rng, plane, row, col, threshold, TRANSPOSED: gl.constexpr, COLS: gl.constexpr):
+    """Who is dropped of 64 queries by COLS keys, or of 64 keys by COLS queries if TRANSPOSED: the high bits of bytes.
+
+    row and col are multiples of 32.
+    """
+    CALLS: gl.constexpr = words_layout(COLS // 4)
     first, second = (col, row) if TRANSPOSED else (row, col)
-    zero = gl.zeros([SIZES[0] // 4, SIZES[1] // 4], gl.uint32, GRID)
-    down = first // 4 + gl.arange(0, SIZES[0] // 4, layout=gl.SliceLayout(1, GRID))
-    across = second // 4 + gl.arange(0, SIZES[1] // 4, layout=gl.SliceLayout(0, GRID))
-    down = zero + down.to(gl.uint32)[:, None]
-    across = zero + across.to(gl.uint32)[None, :]
+    zero = gl.zeros([32, COLS // 4], gl.uint32, CALLS)
+    down = gl.arange(0, 32, layout=gl.SliceLayout(1, CALLS))
+    upper = zero + (down // 8 % 2).to(gl.uint32)[:, None] == 0  # bit 4 of the tile's row
+    down = zero + (first // 4 + down // 16 * 8 + down % 8).to(gl.uint32)[:, None]
+    across = zero + (second // 4 + gl.arange(0, COLS // 4, layout=gl.SliceLayout(0, CALLS))).to(gl.uint32)[None, :]
     i, j = (across, down) if TRANSPOSED else (down, across)
     offset = zero + (gl.load(rng + 1) & 0xFFFFFFFF).to(gl.uint32)
-    w0, w1, w2, w3 = tl.philox(gl.load(rng), i, j, zero + plane.to(gl.uint32), offset, PHILOX_ROUNDS)
-    words = gl.join(gl.join(w0, w1), gl.join(w2, w3))  # trailing dims: key bit 4, query bit 4
-    halves = gl.join(words, words >> 8)  # ..., key bit 3
-    bits = gl.join(halves, halves >> 16) & 0xFF  # ..., query bit 3
-    patches = gl.reshape(bits < threshold, [SIZES[0] // 32, 8, SIZES[1] // 32, 8, 2, 2, 2, 2])
-    if TRANSPOSED:
-        keep = gl.permute(patches, (0, 4, 6, 1, 2, 5, 7, 3))
-    else:
-        keep = gl.permute(patches, (0, 5, 7, 1, 2, 4, 6, 3))
-    return gl.convert_layout(gl.reshape(keep, SIZES), LAYOUT)
+    w0, w1, w2, w3 = philox(gl.load(rng), i, j, zero + plane.to(gl.uint32), offset)
+    # Word 2 a + b is for bit 4 of the query a and of the key b. The tile's row has one of them, the column the other.
+    words = gl.join(gl.where(upper, w0, w1 if TRANSPOSED else w2), gl.where(upper, w2 if TRANSPOSED else w1, w3))
+    words = gl.permute(gl.reshape(words, [32, COLS // 32, 8, 2]), (0, 1, 3, 2))
+    words = gl.convert_layout(gl.reshape(words, [32, COLS // 2]), words_layout(COLS // 2), assert_trivial=True)
+    # A byte is at least the threshold t, tested in its 7 low bits by a sum that cannot carry out: for t up to 128 if
+    # the sum or the byte has the high bit, above if both have. The majority with a third word of ones or zeros is both.
+    sums = (words & 0x7F7F7F7F) + (-threshold & 0x7F).to(gl.uint32) * 0x01010101
+    either = gl.where(threshold <= 128, -1, 0).to(gl.uint32)
+    return gl.inline_asm_elementwise(
+        "lop3.b32 $0, $1, $2, $3, 0xE8;", "=r,r,r,r", [sums, words, either], dtype=gl.uint32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def unfold(x, WIDTH: gl.constexpr, TRANSPOSED: gl.constexpr):
+    """(rows / 2, columns / 2, key bit, query bit) to (rows, columns), the bits above the lowest 8 and WIDTH of them."""
+    ROWS: gl.constexpr = x.shape[0]
+    COLS: gl.constexpr = x.shape[1]
+    x = gl.reshape(x, [ROWS // 8, 8, COLS // WIDTH, WIDTH, 2, 2])
+    x = gl.permute(x, (0, 4, 1, 2, 5, 3)) if TRANSPOSED else gl.permute(x, (0, 5, 1, 2, 4, 3))
+    return gl.reshape(x, [2 * ROWS, 2 * COLS])
+
+
+@gluon.jit
+def spread(words, WIDTH: gl.constexpr, TRANSPOSED: gl.constexpr, LAYOUT: gl.constexpr):
+    """For each element, or each pair of a tile in LAYOUT its word, and which byte of it is its own."""
+    quads = gl.join(gl.join(words, words), gl.join(words, words))
+    zero = gl.full_like(words, 0)
+    own_byte = gl.join(gl.join(zero, zero + 1), gl.join(zero + 2, zero + 3))  # trailing dims: key bit 3, query bit 3
+    quads = gl.convert_layout(unfold(quads, WIDTH, TRANSPOSED), LAYOUT, assert_trivial=True)
+    own_byte = gl.convert_layout(unfold(own_byte, WIDTH, TRANSPOSED), LAYOUT, assert_trivial=True)
+    return quads, own_byte
+
+
+@gluon.jit
+def drop_pairs(pairs, words, TRANSPOSED: gl.constexpr):
+    """`hopper_pairs` with 0 where dropped; a pair is of two neighbours, and so are the words that decide it."""
+    LAYOUT: gl.constexpr = pairs.type.layout
+    first, second = gl.split(gl.reshape(words, [words.shape[0], words.shape[1] // 2, 2]))
+    first, own_byte = spread(first, 4, TRANSPOSED, LAYOUT)
+    second, _ = spread(second, 4, TRANSPOSED, LAYOUT)
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 gone; prmt.b32 gone, $2, $3, $4; lop3.b32 $0, $1, gone, 0, 0x30; }",
+        "=r,r,r,r,r",
+        [pairs, first, second, 0xCC88 + 0x1111 * own_byte],
+        dtype=gl.uint32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def drop_single(x, words, TRANSPOSED: gl.constexpr, LAYOUT: gl.constexpr):
+    """An fp32 tile in LAYOUT with 0 where dropped."""
+    quads, own_byte = spread(words, 8, TRANSPOSED, LAYOUT)
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 gone; prmt.b32 gone, $2, 0, $3; lop3.b32 $0, $1, gone, 0, 0x30; }",
+        "=r,r,r,r",
+        [x, quads, 0x8888 + 0x1111 * own_byte],
+        dtype=gl.float32, is_pure=True, pack=1,
+    )  # fmt: skip

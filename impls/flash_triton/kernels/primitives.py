@@ -72,9 +72,8 @@ def store_tile(dst, tile, batch, head, row, rows, stride_b, stride_s, stride_h, 
 @triton.jit
 def visible(rows, cols, cols_total, shift, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
     """The band rule row + shift - left <= col <= row + shift + right, and col inside the sequence; broadcasts."""
-    seen = cols < cols_total
-    if HAS_RIGHT:
-        seen = seen & (cols <= rows + shift + right)
+    # Two bounds in one: a comparison less for each element.
+    seen = cols <= tl.minimum(rows + shift + right, cols_total - 1) if HAS_RIGHT else cols < cols_total
     if HAS_LEFT:
         seen = seen & (cols >= rows + shift - left)
     return seen

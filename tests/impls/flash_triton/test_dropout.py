@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from attnbench.impls import flash_api
+from attnbench.impls.flash_api import call
 from attnbench.impls.flash_triton import flash_attention
 
 
 def state_of(monkeypatch: pytest.MonkeyPatch, seed: int, offset: int) -> None:
     """Make the next calls draw this state."""
     monkeypatch.setattr(
-        flash_api,
+        call,
         "draw_dropout_state",
         lambda device: torch.tensor([seed, offset], dtype=torch.int64, device=device),
     )

@@ -6,7 +6,7 @@ import torch
 from attnbench.harness.contract import Device
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
-from attnbench.impls.flash_triton.plugin import FlashTriton
+from attnbench.impls.flash_triton.plugin import FlashTriton, deterministic
 
 H200 = Device("cuda", capability=(9, 0))
 
@@ -45,3 +45,9 @@ def test_masks_mean_what_the_harness_means(make, wrong, device, mask):
 def test_what_it_declines(changes, reason):
     problem = Problem(**{"batch": 1, "heads": 2, "seqlen_q": 8, "head_dim": 16} | changes)
     assert any(reason in found for found in FlashTriton().unsupported_reasons(problem, H200))
+
+
+@pytest.mark.parametrize("plugin", [FlashTriton(), deterministic], ids=lambda plugin: plugin.name)
+def test_only_the_variant_asks_for_determinism(plugin):
+    prepared = plugin.prepare(Problem(1, 2, 70, 16, dtype="fp16"), Device("cuda", capability=(9, 0)))
+    assert prepared.attend.keywords["deterministic"] == plugin.name.endswith("-deterministic")

@@ -1,0 +1,114 @@
+"""One public call: its arguments checked, autocast applied, dropout drawn, and the operator run."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnbench.impls.flash_api.band import band_sides
+from attnbench.impls.flash_api.block_mask import BlockMask
+from attnbench.impls.flash_api.dropout import draw_dropout_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+LARGEST_SCALE = torch.finfo(torch.float32).max * math.log(2)
+"""Kernels take the scale in float32, and times log2(e): there both are neither 0 nor infinite."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_kinds(q: object, k: object, v: object) -> None:
+    """Raise TypeError, naming the argument, unless q, k, v are tensors."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: got {type(x).__name__}, allowed are torch tensors")
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless q, k, v are one BSHD attention problem."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name}: got {x.ndim} dimensions, allowed is 4 (batch, seqlen, heads, head_dim)"
+            )
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name}: got {x.dtype}, allowed are float16, bfloat16, float32")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name}: got {x.dtype}, must match q's {q.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name}: on {x.device}, must be on q's device {q.device}")
+        if x.shape[0] != q.shape[0]:
+            raise ValueError(f"{name}: batch {x.shape[0]}, must match q's {q.shape[0]}")
+        if not 16 <= x.shape[3] <= 256 or x.shape[3] % 8:
+            raise ValueError(f"{name}: head_dim {x.shape[3]}, allowed are multiples of 8 from 16 to 256")
+    if k.shape[3] != q.shape[3]:
+        raise ValueError(f"k: head_dim {k.shape[3]}, must match q's {q.shape[3]}")
+    if v.shape[1:3] != k.shape[1:3]:
+        raise ValueError(f"v: (seqlen, heads) {tuple(v.shape[1:3])}, must match k's {tuple(k.shape[1:3])}")
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"k: {kv_heads} heads, allowed are divisors of q's {heads}")
+
+
+def check_scalars(scale: float, dropout_p: float) -> None:
+    """Raise TypeError or ValueError unless scale and dropout_p are numbers in range."""
+    given: tuple[tuple[str, object], ...] = (("scale", scale), ("dropout_p", dropout_p))
+    for name, x in given:
+        if not isinstance(x, (float, Real)):  # an abstract class is slow to ask
+            raise TypeError(f"{name}: got {x!r}, allowed are numbers")
+    if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:  # also false for NaN
+        raise ValueError(
+            f"scale: got {scale}, allowed is {SMALLEST_SCALE:.3g} <= scale <= {LARGEST_SCALE:.3g}"
+        )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p: got {dropout_p}, allowed is 0 <= dropout_p < 1")
+
+
+def attend(
+    op: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, *, causal: bool,
+    window: tuple[int | None, int | None] | None, alignment: str, dropout_p: float, block_mask: BlockMask | None,
+    scale: float | None, return_lse: bool, deterministic: bool,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Check the arguments of one public call, apply autocast, draw the dropout state, and run the operator."""
+    check_kinds(q, k, v)
+    kind = q.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    check_tensors(q, k, v)
+    left, right = band_sides(causal, window, alignment)
+    scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
+    check_scalars(scale, dropout_p)
+    lists: list[Tensor] = []
+    mask_block = (0, 0)
+    if block_mask is not None:
+        if not isinstance(block_mask, BlockMask):
+            raise TypeError(
+                f"block_mask: got {type(block_mask).__name__}, allowed is attnbench.impls.flash_api.BlockMask"
+            )
+        block_mask.check(q.shape[0], q.shape[2], q.shape[1], k.shape[1], q.device)
+        lists = block_mask.by_query.tensors() + block_mask.by_key.tensors()
+        mask_block = block_mask.block_size
+    rng = draw_dropout_state(q.device) if dropout_p > 0 else None
+    bottom_right = alignment == "bottom_right"
+    out, lse = op(
+        q,
+        k,
+        v,
+        rng,
+        lists,
+        left,
+        right,
+        bottom_right,
+        float(scale),
+        float(dropout_p),
+        *mask_block,
+        deterministic,
+    )
+    return (out, lse) if return_lse else out

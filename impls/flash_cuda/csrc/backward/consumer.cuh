@@ -1,0 +1,167 @@
+// What both kinds of consumer do: walk the queries, mask, and send dQ, dK and dV away.
+#pragma once
+#include "attn/dropout.cuh"
+#include "attn/softmax.cuh"
+#include "backward/load.cuh"
+#include "tile/product.cuh"
+
+namespace backward {
+
+/// A warpgroup. Names as in the paper, transposed: rows of a fragment are keys, its columns are queries.
+/// Self computes one step: template <bool MASKED> step(plane, block).
+template <class Self, class C>
+struct Consumer {
+    using T = typename C::T;
+    using Plan = SharedMemoryPlan<C>;
+
+    const Params& params;
+    Plan& plan;
+    const int consumer, thread, lane;
+    tile::Cursor<1> kv_at;
+    tile::Cursor<C::SLOTS> q_at;
+    tile::Cursor<C::OUT_SLOTS> d_out_at;
+    int buffer = 0;  // of plan.scores
+
+    Assignment work;
+    float dk[tile::accumulators(C::OWN_DIM)];
+    float dv[tile::accumulators(C::OWN_DIM_V)];
+    float scores[tile::accumulators(C::OWN_ROWS)];    // S, then P
+    float d_scores[tile::accumulators(C::OWN_ROWS)];  // dP, then dS
+
+    __device__ __forceinline__ Consumer(const Params& params_, Plan& plan_, int consumer_)
+        : params(params_),
+          plan(plan_),
+          consumer(consumer_),
+          thread(threadIdx.x % WARPGROUP),
+          lane(threadIdx.x % 32) {}
+
+    __device__ __forceinline__ void run() {
+        for (;; kv_at.advance()) {
+            plan.kv_barriers.wait_full(kv_at);
+            work = uniform(plan.assignment);
+            if (work.batch < 0) break;
+#pragma unroll
+            for (float& value : dk) value = 0.f;
+#pragma unroll
+            for (float& value : dv) value = 0.f;
+            if (work.blocks.size() > 0) walk();
+            __syncwarp();
+            plan.kv_barriers.release(kv_at, lane);
+#pragma unroll
+            for (float& value : dk) value *= params.scale;
+            store_result<C::OWN_DIM>(plan.stage[consumer].dk, dk, params.dk);
+            store_result<C::OWN_DIM_V>(plan.stage[consumer].dv, dv, params.dv);
+        }
+        if (thread == 0) ptx::wait_stores_read<0>();
+    }
+
+    /// All queries of the group's heads, masked blocks apart from the long run between them.
+    __device__ __forceinline__ void walk() {
+        const int last = work.key + C::KEYS - 1;
+        attn::Range whole = attn::blocks_within<C::ROWS>(
+            attn::rows_of_all<C::HAS_LEFT, C::HAS_RIGHT>(params.band, work.key, last));
+        if (!C::HAS_LEFT) whole.end = work.blocks.end;  // rows past the last have lse = +inf, and weigh nothing
+        if (last >= params.band.keys) whole.begin = whole.end = work.blocks.end;
+        const int begin = attn::min(attn::max(whole.begin, work.blocks.begin), work.blocks.end);
+        const int end = attn::max(attn::min(whole.end, work.blocks.end), begin);
+        Self& self = static_cast<Self&>(*this);
+        for (int member = 0; member < params.group; ++member) {
+            const int plane = plane_of(params, work, member);
+            int block = work.blocks.begin;
+            for (; block < begin; ++block) self.template step<true>(plane, block);
+            for (; block < end; ++block) self.template step<false>(plane, block);
+            if constexpr (C::HAS_LEFT) {
+                for (; block < work.blocks.end; ++block) self.template step<true>(plane, block);
+            }
+        }
+    }
+
+    /// P = exp2(S - lse), rows that do not see a key apart.
+    template <bool MASKED>
+    __device__ __forceinline__ void weigh(int block) {
+        const int first_row = C::WIDE ? consumer * C::OWN_ROWS : 0;
+        if constexpr (MASKED) mask(block * C::ROWS + first_row);
+        each_column(plan.lse[q_at.slot] + first_row,
+                    [&](int i, float lse) { scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse); });
+    }
+
+    /// dS = P * (dP - delta).
+    __device__ __forceinline__ void differentiate() {
+        const int first_row = C::WIDE ? consumer * C::OWN_ROWS : 0;
+        each_column(plan.delta[d_out_at.slot] + first_row,
+                    [&](int i, float delta) { d_scores[i] = scores[i] * (d_scores[i] - delta); });
+    }
+
+    /// Call with every value's index and the entry of its column in `statistics`.
+    template <class Use>
+    __device__ __forceinline__ void each_column(const float* statistics, Use use) {
+        const float* own = statistics + tile::first_column(thread);
+#pragma unroll
+        for (int g = 0; g < C::OWN_ROWS / 8; ++g) {
+            const float2 pair = ptx::load_pair(own + 8 * g);
+#pragma unroll
+            for (int h = 0; h < tile::HALVES; ++h) {
+                use(4 * g + 2 * h, pair.x);
+                use(4 * g + 2 * h + 1, pair.y);
+            }
+        }
+    }
+
+    /// Each half's key is seen by a range of rows, by none if it lies past the last key.
+    __device__ __forceinline__ void mask(int first_row) {
+        const int from = first_row + tile::first_column(thread);
+        const int key = work.key + (C::WIDE ? 0 : consumer * tile::ROWS) + tile::first_row(thread);
+        attn::Range limits[tile::HALVES];
+#pragma unroll
+        for (int h = 0; h < tile::HALVES; ++h) {
+            const attn::Range seen =
+                attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key + 8 * h, key + 8 * h);
+            limits[h] = {seen.begin - from, key + 8 * h < params.band.keys ? seen.end - from : 0};
+        }
+        attn::mask_scores<true>(scores, limits);
+    }
+
+    /// The stage is free again: what was sent from it has left.
+    __device__ __forceinline__ void begin_stage() {
+        if (thread == 0) ptx::wait_stores_read<0>();
+        ptx::sync_threads(FIRST_CONSUMER + consumer, WARPGROUP);
+    }
+
+    /// All of the warpgroup's writes to the stage are visible to the copy engine.
+    __device__ __forceinline__ void end_stage() {
+        ptx::fence_async_shared();
+        ptx::sync_threads(FIRST_CONSUMER + consumer, WARPGROUP);
+    }
+
+    /// Add one unit of dQ to the sums in global memory.
+    __device__ __forceinline__ void add_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
+                                           int unit) {
+        begin_stage();
+        tile::store_floats(plan.stage[consumer].dq, dq, thread);
+        end_stage();
+        if (thread == 0) {
+            tile::Floats& sums = params.dq[(static_cast<i64>(plane) * params.row_blocks + block) * C::UNITS + unit];
+            ptx::reduce_add(sums.values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
+            ptx::commit_stores();
+        }
+    }
+
+    template <int DIM>
+    __device__ __forceinline__ void store_result(tile::Panels<tile::ROWS, DIM>& staged,
+                                                 const float (&values)[tile::accumulators(DIM)],
+                                                 const ptx::TensorMap& target) {
+        begin_stage();
+        tile::store_fragment<T, DIM>(staged, values, thread);
+        end_stage();
+        if (thread == 0) {
+            const int key = work.key + (C::WIDE ? 0 : consumer * tile::ROWS);
+            const int column = C::WIDE ? consumer * DIM : 0;
+            for (int p = 0; p < DIM / tile::PANEL; ++p) {
+                ptx::store(target, staged.panel(p), column + p * tile::PANEL, key, work.kv_head, work.batch);
+            }
+            ptx::commit_stores();
+        }
+    }
+};
+
+}  // namespace backward

@@ -1,0 +1,50 @@
+// FlashAttention-3's backward (Shah et al. 2024, arXiv:2407.08608, Algorithm 3): dK, dV, and sums of dQ.
+//
+// A persistent block owns a tile of keys at a time and walks the queries that see them. Two threads load, two consumer
+// warpgroups compute; the copy engine adds their parts of dQ to fp32 sums in global memory.
+#pragma once
+#include "backward/narrow.cuh"
+#include "backward/wide.cuh"
+
+namespace backward {
+
+template <class C, bool WIDE = C::WIDE>
+struct Kind {
+    using Consumer = NarrowConsumer<C>;
+};
+template <class C>
+struct Kind<C, true> {
+    using Consumer = WideConsumer<C>;
+};
+
+/// The kernel, in a grid of work.blocks.
+template <class C>
+DEVICE void run(const Params& params) {
+    auto& plan = *reinterpret_cast<SharedMemoryPlan<C>*>(ptx::shared_memory);
+    static_assert(sizeof(SharedMemoryPlan<C>) <= 227 * 1024, "more shared memory than Hopper has");
+    const int warpgroup = ptx::uniform(threadIdx.x / WARPGROUP);
+
+    if (threadIdx.x == 0) {
+        constexpr u32 CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
+        plan.kv_barriers.init(CONSUMER_WARPS + 1);  // and the thread that loads rows
+        plan.q_barriers.init(CONSUMER_WARPS);
+        plan.d_out_barriers.init(CONSUMER_WARPS);
+        ptx::publish_barriers();
+        ptx::prefetch(params.q);
+        ptx::prefetch(params.d_out);
+        ptx::prefetch(params.k);
+        ptx::prefetch(params.v);
+    }
+    __syncthreads();
+
+    if (warpgroup == 0) {
+        ptx::release_registers<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) produce_keys<C>(params, plan);
+        if (threadIdx.x == 32) produce_rows<C>(params, plan);
+    } else {
+        ptx::claim_registers<CONSUMER_REGISTERS>();
+        typename Kind<C>::Consumer(params, plan, warpgroup - 1).run();
+    }
+}
+
+}  // namespace backward

@@ -1,0 +1,96 @@
+// The loading threads of a backward block: one draws tiles of keys, the other walks the queries that see them.
+#pragma once
+#include "backward/plan.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+
+namespace backward {
+
+template <class C>
+DEVICE Assignment assign(const Params& params, int index) {
+    const attn::Place place = attn::place_of(params.work, index);
+    const int batch = place.plane / params.kv_heads;
+    const int key = (params.work.tiles - 1 - place.tile) * C::KEYS;  // the first keys are seen by the most rows
+    const int last = attn::min(key + C::KEYS, params.band.keys) - 1;
+    const attn::Range rows = attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key, last);
+    return {batch, place.plane - batch * params.kv_heads, key, attn::blocks_touching<C::ROWS>(rows)};
+}
+
+/// Row of lse, delta and dq where a query head's rows begin.
+DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
+    return (work.batch * params.kv_heads + work.kv_head) * params.group + member;
+}
+
+/// One thread: draw tiles, and load K and V once a tile.
+template <class C, class Plan>
+DEVICE void produce_keys(const Params& params, Plan& plan) {
+    tile::Cursor<1> at;
+    for (int index = blockIdx.x;; at.advance()) {
+        const bool more = index < params.work.total;
+        const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
+        const bool any = more && work.blocks.size() > 0;
+        ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
+        plan.assignment = work;
+        ptx::Barrier& full = plan.kv_barriers.full[0];
+        ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) : 0);
+        if (!more) break;
+        if (any) {
+            for (int c = 0; c < C::KEY_TILES; ++c) {
+                const int key = work.key + c * tile::ROWS;
+                for (int p = 0; p < Plan::Key::PANELS; ++p) {
+                    ptx::load(plan.k[c].panel(p), params.k, full, ptx::Keep::FIRST_OUT, p * tile::PANEL, key,
+                              work.kv_head, work.batch);
+                }
+                for (int p = 0; p < Plan::Value::PANELS; ++p) {
+                    ptx::load(plan.v[c].panel(p), params.v, full, ptx::Keep::FIRST_OUT, p * tile::PANEL, key,
+                              work.kv_head, work.batch);
+                }
+            }
+        }
+        index = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);  // as in the forward
+    }
+}
+
+/// Another thread, of another warp: load the queries of every head of the group as slots come free.
+template <class C, class Plan>
+DEVICE void produce_rows(const Params& params, Plan& plan) {
+    constexpr u32 STATISTICS = C::ROWS * sizeof(float);
+    tile::Cursor<1> kv_at;
+    tile::Cursor<C::SLOTS> at;
+    tile::Cursor<C::OUT_SLOTS> out_at;
+    for (;; kv_at.advance()) {
+        plan.kv_barriers.wait_full(kv_at);
+        const Assignment work = plan.assignment;
+        plan.kv_barriers.release(kv_at, 0);
+        if (work.batch < 0) break;
+        for (int member = 0; member < params.group; ++member) {
+            const i64 first_block = static_cast<i64>(plane_of(params, work, member)) * params.row_blocks;
+            for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+                const int row = block * C::ROWS;
+                const i64 statistics = (first_block + block) * C::ROWS;
+                ptx::Barrier& q_full = plan.q_barriers.begin_fill(at, Plan::Query::BYTES + STATISTICS);
+                ptx::load_bytes(plan.lse[at.slot], params.lse + statistics, STATISTICS, q_full);
+                for (int p = 0; p < Plan::Query::PANELS; ++p) {
+                    ptx::load(plan.q[at.slot].panel(p), params.q, q_full, ptx::Keep::LAST_OUT, p * tile::PANEL, member,
+                              row, work.kv_head, work.batch);
+                }
+                ptx::Barrier& d_out_full = plan.d_out_barriers.begin_fill(out_at, Plan::OutGrad::BYTES + STATISTICS);
+                ptx::load_bytes(plan.delta[out_at.slot], params.delta + statistics, STATISTICS, d_out_full);
+                for (int p = 0; p < Plan::OutGrad::PANELS; ++p) {
+                    ptx::load(plan.d_out[out_at.slot].panel(p), params.d_out, d_out_full, ptx::Keep::LAST_OUT,
+                              p * tile::PANEL, member, row, work.kv_head, work.batch);
+                }
+                at.advance();
+                out_at.advance();
+            }
+        }
+    }
+}
+
+/// An assignment in uniform registers, which the consumers have to spare.
+DEVICE Assignment uniform(const Assignment& a) {
+    return {ptx::uniform(a.batch), ptx::uniform(a.kv_head), ptx::uniform(a.key),
+            {ptx::uniform(a.blocks.begin), ptx::uniform(a.blocks.end)}};
+}
+
+}  // namespace backward

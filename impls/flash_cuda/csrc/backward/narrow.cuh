@@ -1,0 +1,87 @@
+// A step of the backward where a consumer owns 64 keys (head dims up to 128).
+//
+// S^T = K Q^T and dP^T = V dO^T come out transposed, so that P^T and dS^T feed dV += P^T dO and dK += dS^T Q from
+// registers. Only dS crosses shared memory: there the consumers exchange it, and each computes its part of dQ = dS K
+// from all 128 keys.
+#pragma once
+#include "backward/consumer.cuh"
+
+namespace backward {
+
+template <class C>
+struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
+    using Base = Consumer<NarrowConsumer<C>, C>;
+    using typename Base::Plan;
+    using typename Base::T;
+    using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
+        Base::plan, Base::q_at, Base::scores, Base::thread;
+
+    u32 p_operand[tile::packed(C::ROWS)], ds_operand[tile::packed(C::ROWS)];
+    float dq[tile::accumulators(tile::PANEL)];
+
+    template <bool MASKED>
+    __device__ __forceinline__ void step(int plane, int block) {
+        plan.q_barriers.wait_full(q_at);
+        ptx::pin(scores);
+        ptx::begin_products();
+        tile::multiply_transposed<T, C::ROWS>(scores, plan.k[consumer], plan.q[q_at.slot]);
+        ptx::commit_products();
+        plan.d_out_barriers.wait_full(d_out_at);
+        ptx::pin(d_scores);
+        ptx::begin_products();
+        tile::multiply_transposed<T, C::ROWS>(d_scores, plan.v[consumer], plan.d_out[d_out_at.slot]);
+        ptx::commit_products();
+
+        ptx::wait_products<1>();
+        ptx::pin(scores);
+        this->template weigh<MASKED>(block);
+        tile::to_operand<T>(p_operand, scores);
+        ptx::pin(dv);
+        ptx::pin(p_operand);
+        ptx::begin_products();
+        tile::multiply<T, C::DIM_V>(dv, p_operand, plan.d_out[d_out_at.slot], true);
+        ptx::commit_products();
+
+        ptx::wait_products<1>();
+        ptx::pin(d_scores);
+        this->differentiate();
+        tile::to_operand<T>(ds_operand, d_scores);
+        tile::store_operand<C::ROWS>(plan.scores[buffer][consumer], ds_operand, thread);
+        ptx::fence_async_shared();
+        ptx::pin(dk);
+        ptx::pin(ds_operand);
+        ptx::begin_products();
+        tile::multiply<T, C::DIM>(dk, ds_operand, plan.q[q_at.slot], true);
+        ptx::commit_products();
+
+        ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
+        ptx::wait_products<1>();
+        ptx::pin(dv);
+        ptx::pin(p_operand);
+        plan.d_out_barriers.release(d_out_at, lane);
+        d_out_at.advance();
+        const bool own = !C::IN_TURNS || buffer == consumer;
+        const int unit = C::IN_TURNS ? 0 : consumer;
+        if (own) {
+            ptx::pin(dq);
+            ptx::begin_products();
+#pragma unroll
+            for (int c = 0; c < CONSUMERS; ++c) {
+                tile::multiply_panels<T>(dq, plan.scores[buffer][c].bytes, plan.k[c].panel(unit), c > 0);
+            }
+            ptx::commit_products();
+        }
+        ptx::wait_products<0>();
+        ptx::pin(dk);
+        ptx::pin(ds_operand);
+        plan.q_barriers.release(q_at, lane);
+        q_at.advance();
+        buffer ^= 1;
+        if (own) {
+            ptx::pin(dq);
+            this->add_dq(dq, plane, block, unit);
+        }
+    }
+};
+
+}  // namespace backward

@@ -1,0 +1,98 @@
+// What the backward kernels are told, how they are shaped, and where everything lies in shared memory.
+#pragma once
+#include "attn/band.cuh"
+#include "attn/schedule.cuh"
+#include "ptx/mbarrier.cuh"
+#include "tile/fragment.cuh"
+#include "tile/panels.cuh"
+#include "tile/ring.cuh"
+
+namespace backward {
+
+constexpr int CONSUMERS = 2;
+constexpr int WARPGROUP = 128;
+constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
+constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
+
+/// Arguments of the main kernel, as `backward.py` packs them. q and d_out: (batch, kv_heads, seqlen_q, group, dim); k, v,
+/// dk, dv: (batch, kv_heads, seqlen_k, dim).
+struct Params {
+    ptx::TensorMap q, d_out, k, v, dk, dv;
+    const float* lse;    // (batch, heads, row_blocks * ROWS), in units of log2, +inf where no key is seen
+    const float* delta;  // likewise, rowsum(d_out * out) - d_lse
+    tile::Floats* dq;    // (batch, heads, row_blocks, units), fp32 sums without the softmax scale
+    const i64* rng;      // (seed, offset) of dropout
+    u32* ticket;         // as in the forward
+    attn::Band band;
+    attn::Work work;     // tiles of keys
+    int kv_heads, group, row_blocks;
+    float scale, scale_log2;
+    int threshold;
+};
+
+/// One compiled kernel: ROWS queries a step, KEYS keys a tile, SLOTS for Q and OUT_SLOTS for dO.
+///
+/// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: 64 keys fill the registers
+/// of both, and each owns half of the columns of dK and dV, and computes S^T and dP^T for half of the rows.
+template <class T_, int DIM_, int DIM_V_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_>
+struct Config {
+    using T = T_;
+    static constexpr int DIM = DIM_, DIM_V = DIM_V_, ROWS = tile::ROWS;
+    static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_, DROPOUT = DROPOUT_;
+    static_assert(!DROPOUT, "the backward has no dropout");
+    static constexpr bool WIDE = DIM > 128 || DIM_V > 128;
+    static constexpr int SLOTS = 2, OUT_SLOTS = WIDE ? 1 : 2;
+    static constexpr int KEY_TILES = WIDE ? 1 : CONSUMERS, KEYS = tile::ROWS * KEY_TILES;
+    // A consumer's part.
+    static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
+    static constexpr int OWN_DIM = WIDE ? DIM / CONSUMERS : DIM, OWN_DIM_V = WIDE ? DIM_V / CONSUMERS : DIM_V;
+    static_assert(OWN_DIM % tile::PANEL == 0 && OWN_DIM_V % tile::PANEL == 0);
+    // A block of dQ is a row of UNITS of 64 x 64, which the consumers share; a single one they compute in turns.
+    static constexpr int UNITS = DIM / tile::PANEL;
+    static constexpr bool IN_TURNS = UNITS == 1;
+    static constexpr int OWN_UNITS = IN_TURNS ? 1 : UNITS / CONSUMERS;
+    static_assert(IN_TURNS || UNITS % CONSUMERS == 0);
+};
+
+/// Named barriers; 0 is the whole block's.
+enum Named : u32 { FIRST_CONSUMER = 1, BOTH_CONSUMERS = FIRST_CONSUMER + CONSUMERS };
+
+/// A block's next tile of keys, found once by the producer. No tile: batch < 0.
+struct Assignment {
+    int batch, kv_head, key;
+    attn::Range blocks;  // of ROWS
+};
+
+template <class C>
+struct SharedMemoryPlan {
+    using Key = tile::Panels<tile::ROWS, C::DIM>;
+    using Value = tile::Panels<tile::ROWS, C::DIM_V>;
+    using Query = tile::Panels<C::ROWS, C::DIM>;
+    using OutGrad = tile::Panels<C::ROWS, C::DIM_V>;
+    using Scores = tile::Panels<tile::ROWS, C::ROWS>;  // 64 keys by the rows of a step
+    static constexpr int SHARED_SCORES = C::WIDE ? 2 : CONSUMERS;
+
+    /// A unit of dQ on its way to the sums; at the end of a tile a consumer's dV and dK.
+    union Stage {
+        tile::Floats dq;
+        tile::Panels<tile::ROWS, C::OWN_DIM> dk;
+        tile::Panels<tile::ROWS, C::OWN_DIM_V> dv;
+    };
+
+    Key k[C::KEY_TILES];
+    Value v[C::KEY_TILES];
+    Query q[C::SLOTS];
+    OutGrad d_out[C::OUT_SLOTS];
+    // What the consumers exchange: dS^T of either's keys, or WIDE P^T and dS^T. Two: one of them writes the next while
+    // the other still reads this one.
+    Scores scores[2][SHARED_SCORES];
+    alignas(1024) Stage stage[CONSUMERS];
+    alignas(128) float lse[C::SLOTS][C::ROWS];
+    alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
+    Assignment assignment;  // travels with k and v
+    tile::RingBarriers<1> kv_barriers;
+    tile::RingBarriers<C::SLOTS> q_barriers;
+    tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;
+};
+
+}  // namespace backward

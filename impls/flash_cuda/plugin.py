@@ -1,0 +1,49 @@
+"""The project's CUDA FlashAttention as the harness sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attnbench.harness.contract import Capabilities, Device, Unavailable, missing_module
+from attnbench.harness.masks import ALIGNMENTS
+from attnbench.harness.problem import Problem
+from attnbench.impls.flash_api.plugin import FlashPlugin
+from attnbench.impls.flash_cuda.configs import MAX_BACKWARD_HEAD_DIM
+
+
+class FlashCuda(FlashPlugin):
+    """`attnbench.impls.flash_cuda.flash_attention`."""
+
+    name = "flash-cuda"
+    summary = "the project's FlashAttention-3 in CUDA C++ for Hopper"
+    compile_processes = 3  # a configuration compiles in about a second, into a cache on disk
+    capabilities = Capabilities(
+        compute_capability=((9, 0), (9, 0)),
+        dtypes=("fp16", "bf16"),
+        masks=("full", "causal", "window"),
+        alignments=ALIGNMENTS,
+        head_dim_multiple=8,
+        max_head_dim=256,
+        head_dim_v_differs=True,
+        dropout=True,
+        min_seqlen=0,
+    )
+
+    def unavailable(self, device: Device) -> Unavailable | None:
+        found = super().unavailable(device)
+        return found or missing_module("cuda.bindings", "pip install cuda-bindings nvidia-cuda-nvrtc")
+
+    def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
+        found = super().unsupported_reasons(problem, device)
+        if problem.direction != "fwd":
+            if max(problem.head_dim, problem.head_dim_v) > MAX_BACKWARD_HEAD_DIM:
+                found.append(f"the backward takes head dims up to {MAX_BACKWARD_HEAD_DIM}")
+            if problem.dropout_p > 0:
+                found.append("the backward has no dropout")
+        return found
+
+    def attention(self) -> Callable[..., Any]:
+        from attnbench.impls.flash_cuda import flash_attention
+
+        return flash_attention

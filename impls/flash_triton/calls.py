@@ -1,0 +1,160 @@
+"""Kernel calls that are settled but for addresses, and repeat without Triton's Python.
+
+From the arguments of a launch, about fifty, Triton derives each time which compiled kernel they mean and checks tensor
+descriptors anew: 20 to 30 us a kernel on the host of an H200. Between two calls with the same layouts only addresses
+differ, so the first goes through Triton, and the others hand the compiled kernel what it was compiled for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import triton
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Address:
+    """An argument that is the address of a tensor, by the tensor's name."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """An argument that is a descriptor of a tensor's tiles: the tensor's name and what a descriptor says of it."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    make: Callable[[Tensor], Any]
+
+
+class Launcher:
+    """The C function that Triton built to launch one kernel, without what Triton's Python does around it.
+
+    That Python encodes every tensor descriptor anew, 3 us each; here an encoding is kept for the address it was made
+    for, and says nothing but address, shape and strides. The C function is no public name of Triton, and what it is
+    told changes between versions: with one that `KNOWN` does not name, launches go the long way.
+    """
+
+    def __init__(
+        self, compiled: CompiledKernel, grid: tuple[int, ...], tiles: Sequence[tuple[int, Tiles]]
+    ) -> None:
+        run = compiled.run
+        launch = run.launch
+        if tiles:
+            inside = dict(zip(launch.__code__.co_freevars, launch.__closure__ or (), strict=True))
+            launch = inside["launcher"].cell_contents
+        if run.global_scratch_size or run.profile_scratch_size:
+            raise ValueError("needs scratch memory")
+        self.launch = launch
+        # Function, cooperative, dependent launch, two scratch areas, metadata; what hooks would be told, and hooks.
+        self.before = (
+            compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None, compiled.packed_metadata,
+            None, None, None,
+        )  # fmt: skip
+        self.grid = grid
+        metadata = getattr(compiled.metadata, "tensordesc_meta", None) or ()
+        self.encodings: list[dict[int, list[Any]]] = [{} for _ in tiles]
+        self.encode = [_encoder(t, m) for (_, t), m in zip(tiles, metadata, strict=True)]
+
+    def __call__(self, stream: int, arguments: list[Any], addresses: Sequence[tuple[int, int]]) -> None:
+        """Launch; addresses are (position, address) of the tensors behind descriptors, in ascending order."""
+        ready: list[Any] = []
+        at = 0
+        for (position, address), known, encode in zip(addresses, self.encodings, self.encode, strict=True):
+            ready += arguments[at:position]
+            encoded = known.get(address)
+            if encoded is None:
+                if len(known) >= ENCODINGS_KEPT:
+                    known.clear()
+                encoded = known[address] = encode(address)
+            ready += encoded
+            at = position + 1
+        self.launch(*self.grid, stream, *self.before, *ready, *arguments[at:])
+
+
+KNOWN = triton.__version__.startswith("3.6.")
+"""Whether this Triton's C function is the one that is known: 3.9 has another, and would read wrong arguments."""
+
+ENCODINGS_KEPT = 64
+"""Of each descriptor, the encodings that are kept: an allocator reuses few addresses for tensors of one shape."""
+
+
+def _encoder(tiles: Tiles, metadata: Any) -> Callable[[int], list[Any]]:
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    return lambda address: make_tensordesc_arg(Placed(address, tiles.shape, tiles.strides), metadata)
+
+
+class Placed:
+    """What Triton's encoder reads of a tensor descriptor, checked when the first one was made."""
+
+    padding = "zero"
+
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.address, self.shape, self.strides = address, shape, strides
+        self.base = self
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class Call:
+    """One launch of `kernel`: arguments in order, numbers and `Address` and `Tiles`; constants and options by name."""
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.kernel, self.grid = kernel, (*grid, 1, 1)[:3]
+        self.arguments, self.constants, self.options = list(arguments), constants, options
+        self.addresses = [(i, a.tensor) for i, a in enumerate(self.arguments) if isinstance(a, Address)]
+        self.tiles = [(i, a) for i, a in enumerate(self.arguments) if isinstance(a, Tiles)]
+        self.launcher: Launcher | None = None
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Launch on the current stream of the current device."""
+        launcher = self.launcher
+        if launcher is None or knobs.runtime.launch_enter_hook.calls:
+            self._first(tensors)
+            return
+        ready = self.ready.copy()
+        low_bits = 0
+        for i, name in self.addresses:
+            ready[i] = address = tensors[name].data_ptr()
+            low_bits |= address
+        if low_bits & 15:
+            # Compiled for addresses that are multiples of 16, as Triton does where it sees them.
+            self._launch(tensors)
+            return
+        placed = [(i, tensors[tiles.tensor].data_ptr()) for i, tiles in self.tiles]
+        launcher(driver.active.get_current_stream(driver.active.get_current_device()), ready, placed)
+
+    def _first(self, tensors: Mapping[str, Tensor]) -> None:
+        compiled = self._launch(tensors)
+        aligned = all(tensors[name].data_ptr() % 16 == 0 for _, name in self.addresses)
+        if (
+            KNOWN and self.launcher is None and aligned and isinstance(compiled, CompiledKernel)
+        ):  # the interpreter has none
+            rest = self.kernel.arg_names[len(self.arguments) :]
+            self.ready = [*self.arguments, *(self.constants[name] for name in rest)]
+            with suppress(AttributeError, KeyError, ValueError):
+                self.launcher = Launcher(compiled, self.grid, self.tiles)
+
+    def _launch(self, tensors: Mapping[str, Tensor]) -> Any:
+        arguments = list(self.arguments)
+        for i, name in self.addresses:
+            arguments[i] = tensors[name]
+        for i, tiles in self.tiles:
+            arguments[i] = tiles.make(tensors[tiles.tensor])
+        return self.kernel[self.grid](*arguments, **self.constants, **self.options)

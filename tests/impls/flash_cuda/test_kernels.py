@@ -1,0 +1,81 @@
+"""Every kernel compiles for sm_90a without a spill, a stack frame or a remark that products or registers suffer."""
+
+from dataclasses import replace
+
+import pytest
+
+from attnbench.impls.flash_cuda import ahead, build
+from attnbench.impls.flash_cuda.configs import ForwardKernel, Shape, backward_kernel, forward_kernel
+
+
+def shape(head_dim, head_dim_v=None, dtype="BF16", left=False, right=False, dropout=False, seqlen=4096):
+    return Shape(dtype, 1, 2, 2, seqlen, seqlen, head_dim, head_dim_v or head_dim, left, right, dropout)
+
+
+COVERING = [
+    forward_kernel(shape(64)),
+    forward_kernel(shape(64, seqlen=512, right=True)),
+    forward_kernel(shape(64, left=True, right=True)),
+    forward_kernel(shape(64, right=True, dropout=True)),
+    forward_kernel(shape(128, right=True)),
+    forward_kernel(shape(128, dtype="FP16", dropout=True)),
+    forward_kernel(shape(192, 128, right=True)),
+    forward_kernel(shape(128, 256, left=True)),
+    forward_kernel(shape(256, right=True)),
+    backward_kernel(shape(64, right=True)),
+    backward_kernel(shape(128)),
+    backward_kernel(shape(128, dtype="FP16", left=True, right=True)),
+]
+"""Each head dim, mask, type and feature at least once."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("kernel", COVERING, ids=str)
+def test_compiles_without_a_loss(kernel):
+    assert build.build(kernel.source).resources.problems == []
+
+
+def test_a_loss_would_be_seen():
+    """Three consumers share registers that 96 keys at head_dim 128 exceed."""
+    greedy = ForwardKernel("BF16", 128, 128, 3, 96, 2, out_in_q=True)
+    problems = build.build(greedy.source).resources.problems
+    assert any("spill" in line for line in problems)
+    assert any("C7512" in line for line in problems)
+
+
+def test_more_shared_memory_than_there_is_does_not_compile():
+    with pytest.raises(build.CompileError, match="more shared memory than Hopper has"):
+        build.build(replace(forward_kernel(shape(128)), slots=4).source)
+
+
+def test_a_backward_that_would_ignore_dropout_does_not_compile():
+    with pytest.raises(build.CompileError, match="the backward has no dropout"):
+        build.build(backward_kernel(shape(64, dropout=True)).source)
+
+
+def test_the_covering_set_is_of_offered_kernels():
+    assert set(COVERING) <= set(ahead.every_kernel())
+
+
+def test_what_is_not_offered_yet_compiles_all_the_same():
+    """The backward above head dim 128: written, and not run on hardware."""
+    assert build.build(backward_kernel(shape(256, right=True)).source).resources.problems == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "status", "said"),
+    [
+        (forward_kernel(shape(64)), 0, "1 kernels, 0 with problems"),
+        (ForwardKernel("BF16", 128, 128, 3, 96, 2, out_in_q=True), 1, "C7512"),
+        (replace(forward_kernel(shape(128)), slots=4), 1, "more shared memory than Hopper has"),
+    ],
+    ids=["good", "spilling", "too large"],
+)
+def test_compiling_ahead_fails_on_a_loss(monkeypatch, capsys, chosen, status, said):
+    monkeypatch.setattr(ahead, "every_kernel", lambda: [chosen])
+    assert ahead.main(1) == status
+    assert said in capsys.readouterr().out

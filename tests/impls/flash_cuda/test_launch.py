@@ -1,0 +1,227 @@
+"""What a launch is told, without a GPU: the driver is replaced by a recorder, everything above it is real."""
+
+import math
+import struct
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from attnbench.impls.flash_api import Options
+from attnbench.impls.flash_cuda import backward as backward_module
+from attnbench.impls.flash_cuda import forward as forward_module
+from attnbench.impls.flash_cuda.arguments import BACKWARD_FIELDS, FORWARD_FIELDS, ROW_FIELDS, addressable
+from attnbench.impls.flash_cuda.backward import BackwardPlan, backward
+from attnbench.impls.flash_cuda.driver import TensorMap
+from attnbench.impls.flash_cuda.forward import ForwardPlan, forward
+
+MAP_BYTES = 128
+BLOCKS = 132
+TICKET = 0x7000
+
+
+class Recorder:
+    """Stands in for compiled kernels and the driver."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[str, int, int, bytes]] = []
+        self.maps: dict[bytes, tuple[TensorMap, int]] = {}
+
+    def load(self, source: str, name: str, device: int, shared: int = 0) -> Any:
+        recorder = self
+
+        class Loaded:
+            def launch(self, grid: int, threads: int, params: bytes, stream: int, shared: int = 0) -> None:
+                recorder.launches.append((name, grid, threads, params))
+
+        return Loaded()
+
+    def encode(self, known: TensorMap, address: int) -> bytes:
+        code = struct.pack("<Q", len(self.maps)).ljust(MAP_BYTES, b"\0")
+        self.maps[code] = (known, address)
+        return code
+
+    def maps_of(self, params: bytes, count: int) -> list[tuple[TensorMap, int]]:
+        return [self.maps[params[i * MAP_BYTES : (i + 1) * MAP_BYTES]] for i in range(count)]
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    found = Recorder()
+
+    def encode(known: TensorMap, address: int) -> bytes:
+        return found.encode(known, address)
+
+    for module in (forward_module, backward_module):
+        monkeypatch.setattr(module, "check", lambda q, lists: None)
+        monkeypatch.setattr(module, "load", found.load)
+        monkeypatch.setattr(module, "multiprocessors", lambda device: BLOCKS)
+        monkeypatch.setattr(module, "on_device", lambda device: torch.no_grad())
+        monkeypatch.setattr(module, "stream_of", lambda device: 0)
+        monkeypatch.setattr(module, "ticket", lambda device, stream: TICKET)
+    monkeypatch.setattr(TensorMap, "_encode", encode)
+    ForwardPlan.of.cache_clear()
+    BackwardPlan.of.cache_clear()
+    yield found
+    ForwardPlan.of.cache_clear()
+    BackwardPlan.of.cache_clear()
+
+
+def options(left=None, right=None, bottom_right=True, scale=0.5, dropout_p=0.0):
+    return Options(left, right, bottom_right, scale, dropout_p, (0, 0), False)
+
+
+def tensors(batch, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v):
+    return (
+        torch.randn(batch, seqlen_q, heads, head_dim, dtype=torch.float16),
+        torch.randn(batch, seqlen_k, kv_heads, head_dim, dtype=torch.float16),
+        torch.randn(batch, seqlen_k, kv_heads, head_dim_v, dtype=torch.float16),
+    )
+
+
+SIZES = st.tuples(
+    st.integers(1, 3), st.integers(1, 300), st.integers(1, 300), st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+    st.sampled_from([(16, 16), (64, 64), (80, 128), (128, 64)]),
+)  # fmt: skip
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SIZES, st.none() | st.integers(0, 50), st.none() | st.integers(0, 50), st.booleans())
+def test_the_forward_is_told_the_problem(recorder, sizes, left, right, bottom_right):
+    batch, seqlen_q, seqlen_k, (heads, kv_heads), (head_dim, head_dim_v) = sizes
+    q, k, v = tensors(batch, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v)
+    out, lse = forward(q, k, v, None, [], options(left, right, bottom_right))
+    ((name, grid, threads, params),) = recorder.launches[-1:]
+    assert name == "attention_forward"
+    assert len(params) == 4 * MAP_BYTES + FORWARD_FIELDS.size
+    fields = FORWARD_FIELDS.unpack(params[4 * MAP_BYTES :])
+    rows = 64 * (threads // 128 - 1)
+    tiles = -(-seqlen_q // rows)
+    far = seqlen_q + seqlen_k
+    assert fields[:3] == (lse.data_ptr(), 0, TICKET)
+    assert fields[3:8] == (
+        seqlen_q, seqlen_k, seqlen_k - seqlen_q if bottom_right else 0, min(left or 0, far), min(right or 0, far),
+    )  # fmt: skip
+    assert fields[8:10] == (tiles, batch * heads)
+    assert 1 <= fields[10] <= batch * heads
+    assert fields[11:13] == (tiles * batch * heads, min(BLOCKS, tiles * batch * heads))
+    assert grid == fields[12]
+    assert fields[13:15] == (kv_heads, heads // kv_heads)
+    assert fields[15] == pytest.approx(0.5 * math.log2(math.e))
+    for (found, address), x in zip(recorder.maps_of(params, 4), (q, k, v, out), strict=True):
+        assert address == x.data_ptr()
+        assert address_of(found, x, kv_heads) == x.data_ptr() + 2 * x[-1, -1, -1, -1:].storage_offset()
+
+
+def address_of(found, x, kv_heads):
+    """Where a tensor map finds the last element of a BSHD tensor."""
+    group = x.shape[2] // kv_heads
+    last = [x.shape[3] - 1, x.shape[1] - 1, x.shape[2] - 1, x.shape[0] - 1]
+    if len(found.sizes) == 5:
+        assert found.sizes == (x.shape[3], group, x.shape[1], kv_heads, x.shape[0])
+        last = [x.shape[3] - 1, group - 1, x.shape[1] - 1, kv_heads - 1, x.shape[0] - 1]
+    else:
+        assert found.sizes == (x.shape[3], x.shape[1], x.shape[2], x.shape[0])
+    assert all(stride % 16 == 0 for stride in found.strides)
+    steps = zip(last[1:], found.strides, strict=True)
+    return x.data_ptr() + last[0] * 2 + sum(index * stride for index, stride in steps)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SIZES, st.booleans())
+def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
+    batch, seqlen_q, seqlen_k, (heads, kv_heads), (head_dim, head_dim_v) = sizes
+    q, k, v = tensors(batch, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v)
+    out, lse = forward(q, k, v, None, [], options(right=0))
+    d_out, d_lse = torch.randn_like(out), torch.randn_like(lse) if with_d_lse else None
+    grads = backward(d_out, d_lse, q, k, v, out, lse, None, [], options(right=0))
+    assert [x.shape for x in grads] == [x.shape for x in (q, k, v)]
+    prepare, main, finish = recorder.launches[-3:]
+    assert [launch[0] for launch in (prepare, main, finish)] == [
+        "attention_backward_prepare", "attention_backward", "attention_backward_finish",
+    ]  # fmt: skip
+    row_blocks = -(-seqlen_q // 64)
+    units = -(-head_dim // 64)
+    told = ROW_FIELDS.unpack(prepare[3])
+    assert told[:4] == (
+        out.data_ptr(), d_out.data_ptr(), lse.data_ptr(), 0 if d_lse is None else d_lse.data_ptr()
+    )  # fmt: skip
+    assert told[7] == batch * heads * row_blocks * units * 64 * 64 // 4
+    assert told[8] == TICKET
+    assert told[9:12] == d_out.stride()[:3]
+    assert told[12:15] == ((0, 0, 0) if d_lse is None else d_lse.stride())
+    assert told[15:] == (batch, heads, seqlen_q, 64 * row_blocks, head_dim_v)
+    fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
+    tiles = -(-seqlen_k // 128)
+    assert fields[:5] == (*told[4:7], 0, TICKET)
+    assert fields[5:10] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
+    assert fields[10:12] == (tiles, batch * kv_heads)
+    assert fields[13:15] == (tiles * batch * kv_heads, main[1])
+    assert fields[15:18] == (kv_heads, heads // kv_heads, row_blocks)
+    for (found, address), x in zip(
+        recorder.maps_of(main[3], 6), (q, d_out, k, v, grads[1], grads[2]), strict=True
+    ):
+        assert address == x.data_ptr()
+        assert address_of(found, x, kv_heads) == x.data_ptr() + 2 * x[-1, -1, -1, -1:].storage_offset()
+    assert finish[1] == batch * heads * row_blocks * units
+
+
+def test_tensors_that_the_copy_engine_cannot_address_are_copied(recorder):
+    q, k, v = tensors(2, 40, 50, 2, 2, 64, 64)
+    flat = torch.empty(k.numel() + 1, dtype=k.dtype)
+    unaligned = flat[1:].view(k.shape)
+    expanded = v[:1].expand(v.shape)
+    forward(q, unaligned, expanded, None, [], options())
+    addresses = [address for _, address in recorder.maps_of(recorder.launches[-1][3], 3)]
+    assert addresses[0] == q.data_ptr()
+    assert all(address % 16 == 0 for address in addresses)
+    assert addresses[1] != unaligned.data_ptr()
+    assert addresses[2] != expanded.data_ptr()
+
+
+def test_saved_results_of_another_layout_are_copied(recorder):
+    q, k, v = tensors(2, 40, 50, 2, 2, 64, 64)
+    out, lse = forward(q, k, v, None, [], options())
+    d_out = torch.randn_like(out)
+    other_out, other_lse = out.mT.contiguous().mT, lse.mT.contiguous().mT
+    backward(d_out, None, q, k, v, other_out, other_lse, None, [], options())
+    told = ROW_FIELDS.unpack(recorder.launches[-3][3])
+    assert told[0] != other_out.data_ptr()
+    assert told[2] != other_lse.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "able"),
+    [
+        ((2, 8, 2, 64), (1024, 128, 64, 1), True),
+        ((2, 8, 2, 64), (1024, 64, 512, 1), True),
+        ((2, 8, 2, 64), (1024, 132, 64, 1), False),
+        ((2, 8, 2, 64), (0, 128, 64, 1), False),
+        ((1, 8, 2, 64), (3, 128, 64, 1), True),
+        ((2, 8, 2, 64), (1024, 128, 64, 2), False),
+    ],
+)
+def test_what_the_copy_engine_can_address(shape, strides, able):
+    assert addressable((shape, strides), 2) is able
+
+
+def test_a_plan_is_made_once(recorder):
+    q, k, v = tensors(2, 40, 50, 2, 2, 64, 64)
+    for _ in range(3):
+        forward(q, k, v, None, [], options())
+    assert ForwardPlan.of.cache_info().misses == 1
+    assert len(recorder.launches) == 3
+
+
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k", "batch"), [(0, 5, 1), (5, 0, 1), (5, 5, 0)])
+def test_nothing_to_attend_to_launches_nothing(recorder, seqlen_q, seqlen_k, batch):
+    q, k, v = tensors(batch, seqlen_q, seqlen_k, 2, 1, 64, 64)
+    out, lse = forward(q, k, v, None, [], options())
+    assert recorder.launches == []
+    assert not out.any()
+    assert bool((lse == -math.inf).all())
+    grads = backward(out, None, q, k, v, out, lse, None, [], options())
+    assert recorder.launches == []
+    assert not any(x.any() for x in grads)

@@ -1,0 +1,128 @@
+"""The kernels on a Hopper GPU, judged against fp64: masks, lengths, head dims, groups, dropout, layouts, repeats."""
+
+import pytest
+import torch
+
+from attnbench.impls.flash_api import call, dropout_effective_p, dropout_keep_mask
+from attnbench.impls.flash_cuda import flash_attention
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def _hopper() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_k", "heads", "kv_heads", "head_dim", "head_dim_v", "dtype"),
+    [
+        (1, 1, 1, 1, 128, 128, BF16), (5, 1, 1, 1, 128, 128, BF16), (64, 128, 1, 1, 64, 64, BF16),
+        (1024, 1024, 4, 2, 128, 128, BF16), (1000, 777, 4, 1, 64, 64, FP16), (333, 555, 4, 2, 64, 128, BF16),
+        (333, 555, 4, 2, 128, 64, BF16), (700, 900, 4, 2, 80, 72, BF16), (130, 70, 2, 2, 16, 24, FP16),
+        (2048, 2048, 16, 4, 64, 64, BF16),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "band",
+    [{}, {"right": 0}, {"right": 0, "top_left": True}, {"left": 100, "right": 20}, {"left": 0, "right": 0},
+     {"left": 64}],
+    ids=str,
+)  # fmt: skip
+def test_both_passes(make, wrong, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v, dtype, band):
+    top_left = band.get("top_left", False)
+    left, right = band.get("left"), band.get("right")
+    problem = make(
+        seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v, batch=2, dtype=dtype, left=left, right=right,
+        shift=0 if top_left else None,
+    )  # fmt: skip
+    alignment = "top_left" if top_left else "bottom_right"
+    assert wrong(problem, flash_attention, window=(left, right), alignment=alignment) == []
+
+
+@pytest.mark.parametrize(("head_dim", "head_dim_v"), [(192, 128), (256, 256), (128, 256), (200, 248)])
+@pytest.mark.parametrize("right", [None, 0])
+def test_forward_of_wide_heads(make, errors, head_dim, head_dim_v, right):
+    problem = make(700, 900, 4, 2, head_dim, head_dim_v, batch=2, dtype=BF16, right=right)
+    got = flash_attention(problem.q, problem.k, problem.v, window=(None, right), return_lse=True)
+    reference, eager = problem.attention(torch.float64), problem.attention(BF16)
+    assert errors(list(got), reference[:2], eager[:2]) == []
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_forward_with_dropout(make, errors, monkeypatch, head_dim, p):
+    problem = make(500, 700, 4, 2, head_dim, batch=2, dtype=BF16, right=0)
+    state = torch.tensor([-(2**50) + 3, 11], dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(call, "draw_dropout_state", lambda device: state)
+    got = flash_attention(problem.q, problem.k, problem.v, causal=True, dropout_p=p, return_lse=True)
+    keep = dropout_keep_mask(-(2**50) + 3, 11, 2, 4, 500, 700, p, device="cuda")
+    dropped = (keep, 1 - dropout_effective_p(p))
+    reference, eager = problem.attention(torch.float64, *dropped), problem.attention(BF16, *dropped)
+    assert errors(list(got), reference[:2], eager[:2]) == []
+
+
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "offset", "odd stride"])
+def test_any_layout(make, wrong, layout):
+    problem = make(200, 300, 2, 2, 64, batch=2, dtype=BF16, right=0)
+    k = problem.k
+    if layout == "expanded":
+        k = k[:1, :, :1].expand(k.shape)
+    elif layout == "transposed":
+        k = k.transpose(1, 3).contiguous().transpose(1, 3)
+    elif layout == "offset":
+        flat = torch.empty(k.numel() + 1, dtype=k.dtype, device=k.device)
+        k = flat[1:].view(k.shape).copy_(k)
+    else:
+        k = torch.nn.functional.pad(k, (0, 3))[..., :64]
+    problem.k = k
+    assert wrong(problem, flash_attention, causal=True) == []
+
+
+def test_forward_repeats_bit_for_bit(make):
+    problem = make(1000, 1000, 8, 2, 128, batch=2, dtype=BF16, right=0)
+    first = flash_attention(problem.q, problem.k, problem.v, causal=True)
+    for _ in range(200):
+        assert torch.equal(flash_attention(problem.q, problem.k, problem.v, causal=True), first)
+
+
+def test_a_graph_replays_beside_eager_calls(make):
+    """Captured launches draw tiles from a counter of their own."""
+    problem = make(1000, 1000, 8, 2, 128, batch=2, dtype=BF16, right=0)
+    expected = flash_attention(problem.q, problem.k, problem.v, causal=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = flash_attention(problem.q, problem.k, problem.v, causal=True)
+    other = torch.cuda.Stream()
+    for _ in range(20):
+        graph.replay()
+        with torch.cuda.stream(other):
+            eager = flash_attention(problem.q, problem.k, problem.v, causal=True)
+        torch.cuda.synchronize()
+        assert torch.equal(captured, expected)
+        assert torch.equal(eager, expected)
+
+
+def test_rows_that_see_nothing_pass_no_gradient_of_lse_on(make):
+    """The derivative of a loss at lse = -inf is seldom finite."""
+    problem = make(70, 40, 2, 2, 64, dtype=BF16, right=0)
+    problem.d_lse[:, :, :30] = 0
+    expected = problem.run(flash_attention, causal=True)
+    problem.d_lse[:, :, :30] = float("nan")
+    got = problem.run(flash_attention, causal=True)
+    assert all(torch.isfinite(gradient).all() for gradient in got[2:])
+    assert all(map(torch.equal, got[3:], expected[3:]))
+
+
+def test_what_the_backward_does_not_offer_is_an_error(make):
+    wide = make(64, 64, 1, 1, 256, dtype=BF16)
+    with pytest.raises(ValueError, match="q: head_dim 256, the backward of flash_cuda takes up to 128"):
+        wide.run(flash_attention)
+    narrow = make(64, 64, 1, 1, 64, dtype=BF16)
+    with pytest.raises(ValueError, match="dropout_p"):
+        narrow.run(flash_attention, dropout_p=0.1)
+    with pytest.raises(ValueError, match="deterministic"):
+        narrow.run(flash_attention, deterministic=True)

@@ -1,0 +1,90 @@
+"""What flash-cuda declares and declines, and what its public call says where it cannot run."""
+
+import pytest
+import torch
+
+from attnbench.harness.contract import Device
+from attnbench.harness.masks import Mask
+from attnbench.harness.problem import Problem
+from attnbench.impls.flash_cuda import flash_attention
+from attnbench.impls.flash_cuda.plugin import FlashCuda
+
+HOPPER = Device("cuda", capability=(9, 0))
+
+
+def reasons(device=HOPPER, **changes):
+    problem = Problem(**{"batch": 1, "heads": 2, "seqlen_q": 8, "head_dim": 64, "direction": "fwd"} | changes)
+    return FlashCuda().unsupported_reasons(problem, device)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"direction": "fwd_bwd"},
+        {"head_dim": 256},
+        {"head_dim": 192, "head_dim_v": 128},
+        {"mask": Mask.parse("window(9,4)@top_left")},
+        {"dropout_p": 0.1},
+        {"dtype": "fp16"},
+    ],
+)
+def test_what_it_computes(changes):
+    assert reasons(**changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": "fp32"}, "dtype fp32"),
+        ({"head_dim": 20}, "multiple of 8"),
+        ({"head_dim": 8}, "head_dim 8 is below 16"),
+        ({"head_dim": 264}, "exceeds 256"),
+        ({"mask": Mask.parse("blocks(random,128x128)")}, "mask block_sparse"),
+        ({"direction": "fwd_bwd", "head_dim": 192}, "backward takes head dims up to 128"),
+        ({"direction": "fwd_bwd", "dropout_p": 0.1}, "backward has no dropout"),
+        ({"device": Device("cuda", capability=(8, 0))}, "compute capability 9.0 to 9.0"),
+        ({"device": Device("cuda", capability=(10, 0))}, "compute capability 9.0 to 9.0"),
+    ],
+)
+def test_what_it_declines(changes, reason):
+    assert any(reason in found for found in reasons(**changes))
+
+
+def test_the_public_call_names_what_is_wrong():
+    q = torch.zeros(1, 8, 2, 64, dtype=torch.float16)
+    with pytest.raises(
+        ValueError, match=r"q: on a cpu device, allowed are CUDA devices of compute capability 9\.0"
+    ):
+        flash_attention(q, q, q)
+    with pytest.raises(TypeError, match=r"q: got torch.float32, allowed are float16 and bfloat16"):
+        flash_attention(q.float(), q.float(), q.float())
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "options", "message"),
+    [
+        (64, {"dropout_p": 0.1}, r"dropout_p: got 0\.1"),
+        (64, {"deterministic": True}, "deterministic: got True"),
+        (192, {}, "q: head_dim 192, the backward of flash_cuda takes up to 128"),
+    ],
+)
+def test_gradients_that_are_not_offered_are_refused_by_the_call(head_dim, options, message):
+    with torch._subclasses.FakeTensorMode():
+        q = torch.empty(1, 8, 2, head_dim, dtype=torch.float16)
+        assert flash_attention(q, q, q, **options).shape == q.shape
+        for x in (q.clone().requires_grad_(), q):
+            with pytest.raises(ValueError, match=message):
+                flash_attention(q, x, q.clone().requires_grad_(), **options)
+
+
+def test_the_operator_traces_without_a_device():
+    """Fake kernels carry shapes and types, for torch.compile and for memory estimates."""
+    with torch._subclasses.FakeTensorMode():
+        q = torch.empty(2, 30, 4, 64, dtype=torch.float16, requires_grad=True)
+        k = torch.empty(2, 50, 2, 64, dtype=torch.float16)
+        v = torch.empty(2, 50, 2, 128, dtype=torch.float16)
+        out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
+    assert out.shape == (2, 30, 4, 128)
+    assert lse.shape == (2, 4, 30)
+    assert lse.dtype == torch.float32
