@@ -15,10 +15,12 @@ import torch
 from attnbench.harness.oracle.chunks import row_major
 from attnbench.harness.problem import Problem, Shape
 
-KINDS = ("normal", "needle", "large")
+KINDS = ("normal", "needle", "large", "equal", "negative", "overflow")
 _LARGE = 8.0
 """Factor of ``large``: scores of standard deviation 64 overflow an exp without its maximum taken off, while
 every result of ordinary shapes still fits fp16."""
+_OVERFLOW = 1e5
+"""Unscaled score of ``overflow``: beyond fp16's 65504, and within it once scaled (head_dim 4 and more)."""
 _EDGE = 64
 """Needles stand at multiples of this key count, -1, 0 and +1: every common tile is a multiple of it."""
 
@@ -48,30 +50,53 @@ def make_inputs(
 
     kind: ``normal`` is N(0, 1). ``needle`` points each query at one key that the band lets it see, at a tile
     edge -1, 0, +1 or at an end of its band, so that one dropped key moves its row; a block pattern may still
-    hide it. ``large`` is N(0, 1) times 8. Along a dimension of stride 0 the values at its first index repeat.
-    Gaps that ``strides`` leave between elements hold NaN, so reading one shows. Raises ValueError for an
-    unknown kind and for strides that put two elements in one place.
+    hide it. ``large`` is N(0, 1) times 8. The others change q and k alone: ``equal`` is 1 everywhere, so that all
+    keys weigh the same; ``negative`` makes every score strongly negative, so that exp of any underflows without its
+    maximum taken off; ``overflow`` has scores of about 1e5 before they are scaled. Along a dimension of stride 0 the
+    values at its first index repeat. Gaps that ``strides`` leave between elements hold NaN, so reading one shows.
+    Raises ValueError for an unknown kind and for strides that put two elements in one place.
     """
     if kind not in KINDS:
         raise ValueError(f"inputs kind {kind!r} is not one of {', '.join(KINDS)}")
     q, k, v = _operands(problem, device)
-    factor = _LARGE if kind == "large" else 1.0
-    _draw(k, _generator(seed, "k", device), factor)
-    _draw(v, _generator(seed, "v", device), factor)
+    factor, middle_q, middle_k = spread(kind, problem.head_dim)
+    values_factor = _LARGE if kind == "large" else 1.0
+    _draw(k, _generator(seed, "k", device), factor, middle_k)
+    _draw(v, _generator(seed, "v", device), values_factor)
     if kind == "needle" and problem.seqlen_k:
-        _point_at_needles(q, k, problem, _generator(seed, "q", device))
+        _point_at_needles(q, k, problem, seed)
     else:
-        _draw(q, _generator(seed, "q", device), factor)
+        _draw(q, _generator(seed, "q", device), factor, middle_q)
     gradient = None
     if dout:
         gradient = _allocate(problem, "dout", problem.out_shape, device)
-        _draw(gradient, _generator(seed, "dout", device), factor)
+        _draw(gradient, _generator(seed, "dout", device), values_factor)
     return Inputs(q, k, v, gradient)
 
 
-def _generator(seed: int, name: str, device: torch.device) -> torch.Generator:
+def spread(kind: str, head_dim: int) -> tuple[float, float, float]:
+    """Standard deviation of the elements of q and k, the mean of q's, and the mean of k's."""
+    match kind:
+        case "large":
+            return _LARGE, 0.0, 0.0
+        case "equal":
+            return 0.0, 1.0, 1.0
+        case "negative":
+            return 0.5, 6.0, -6.0  # scores of -36 sqrt(head_dim), give or take 4
+        case "overflow":
+            middle = math.sqrt(_OVERFLOW / head_dim)
+            return middle / 2, middle, middle  # scores differ by a tenth of themselves
+    return 1.0, 0.0, 0.0
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Seed of the generator that draws one tensor."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _generator(seed: int, name: str, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed_of(seed, name))
 
 
 # ---- where the values lie ---------------------------------------------------------------------------------
@@ -122,13 +147,15 @@ def _refuse_overlap(name: str, shape: Shape, strides: Shape) -> None:
 # ---- the values -------------------------------------------------------------------------------------------
 
 
-def _draw(target: torch.Tensor, generator: torch.Generator, factor: float) -> None:
-    """Fills ``target`` with factor * N(0, 1), drawn in its own dtype in BSHD order."""
+def _draw(target: torch.Tensor, generator: torch.Generator, factor: float, middle: float = 0.0) -> None:
+    """Fills ``target`` with middle + factor * N(0, 1), drawn in its own dtype in BSHD order."""
     for batch, rows in row_major(tuple(target.shape)):
         piece = target[batch, rows]
         values = torch.empty(piece.shape, dtype=target.dtype, device=target.device)
         values.normal_(generator=generator)
-        _store(target, batch, rows, values.mul_(factor) if factor != 1.0 else values)
+        if factor != 1.0:
+            values.mul_(factor)
+        _store(target, batch, rows, values.add_(middle) if middle else values)
 
 
 def _store(target: torch.Tensor, batch: slice, rows: slice, values: torch.Tensor) -> None:
@@ -140,14 +167,9 @@ def _store(target: torch.Tensor, batch: slice, rows: slice, values: torch.Tensor
     target[batch, rows][tuple(kept)].copy_(values[tuple(kept)])
 
 
-def _point_at_needles(q: torch.Tensor, k: torch.Tensor, problem: Problem, generator: torch.Generator) -> None:
-    """Sets each query to a multiple of its needle key, large enough to hold most of the row's probability.
-
-    A needle that scores log(seqlen_k) + 4 weighs e^4 times all the other keys at score 0 together.
-    """
-    scale = problem.softmax_scale
-    gain = (math.log(problem.seqlen_k) + 4) / (scale * problem.head_dim) if scale else 1.0
-    needles = _needle_keys(problem, generator, q.device)
+def _point_at_needles(q: torch.Tensor, k: torch.Tensor, problem: Problem, seed: int) -> None:
+    """Sets each query to a multiple of its needle key, large enough to hold most of the row's probability."""
+    needles, gain = needle_keys(problem, seed, q.device)
     kv_head = torch.arange(problem.heads, device=q.device) // (problem.heads // problem.kv_heads)
     for batch, rows in row_major(tuple(q.shape)):
         keys = needles[rows]
@@ -155,8 +177,15 @@ def _point_at_needles(q: torch.Tensor, k: torch.Tensor, problem: Problem, genera
         _store(q, batch, rows, (values.float() * gain).to(q.dtype))
 
 
-def _needle_keys(problem: Problem, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """The key each query points at, int64 (Sq, H): an edge of its band or a tile edge -1, 0, +1 within it."""
+def needle_keys(problem: Problem, seed: int, device: torch.device) -> tuple[torch.Tensor, float]:
+    """The key each query points at, int64 (Sq, H): an edge of its band or a tile edge -1, 0, +1 within it; and the
+    factor that makes a query of it.
+
+    A needle that scores log(seqlen_k) + 4 weighs e^4 times all the other keys at score 0 together.
+    """
+    scale = problem.softmax_scale
+    gain = (math.log(problem.seqlen_k) + 4) / (scale * problem.head_dim) if scale else 1.0
+    generator = _generator(seed, "q", device)
     seqlen_k, heads = problem.seqlen_k, problem.heads
     edges = torch.arange(0, seqlen_k + _EDGE, _EDGE, device=device)
     edges = (edges[:, None] + torch.arange(-1, 2, device=device)).flatten()
@@ -172,7 +201,7 @@ def _needle_keys(problem: Problem, generator: torch.Generator, device: torch.dev
     # One query in four looks at each end of its own band, where an off-by-one of the mask would show.
     turn = (torch.arange(problem.seqlen_q, device=device)[:, None] + torch.arange(heads, device=device)) % 4
     keys = torch.where(turn == 0, final[:, None], keys)
-    return torch.where(turn == 1, first[:, None].clamp(max=seqlen_k - 1), keys)
+    return torch.where(turn == 1, first[:, None].clamp(max=seqlen_k - 1), keys), gain
 
 
 def judging_dout(inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:

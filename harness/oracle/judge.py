@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from attnbench.harness.oracle.budget import Budget, Tally, budgets, stretches
+from attnbench.harness.oracle.budget import Budget, Tally, budgets, stretches, widest
 from attnbench.harness.oracle.chunks import row_major
 from attnbench.harness.oracle.inputs import Inputs, torch_dtype
-from attnbench.harness.oracle.reference import eager, reference
+from attnbench.harness.oracle.reference import Kept, eager, reference
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.record import Judgement, TensorError
 
@@ -84,15 +84,19 @@ def build(
     backward: bool,
     *,
     columns: bool = True,
+    kept: Kept | None = None,
 ) -> Oracle:
     """Reference, eager and budgets of one problem on ``rows``; ``columns=False`` leaves out dk and dv (for
-    probes).
+    probes). kept: the mask of a problem with dropout.
 
     Raises as ``reference`` does.
     """
-    right = reference(problem, inputs, rows, backward=backward)
-    plain = eager(problem, inputs, rows, backward=backward)
+    right = reference(problem, inputs, rows, backward=backward, kept=kept)
+    plain = eager(problem, inputs, rows, backward=backward, kept=kept)
     allowed = budgets(problem, inputs, right, plain)
+    if backward and problem.dtype in ("bf16", "fp16"):
+        other = eager(problem, inputs, rows, backward=True, kept=kept, of_softmax=True)
+        allowed = widest(allowed, budgets(problem, inputs, right, other))
     if not columns:
         allowed = {name: budget for name, budget in allowed.items() if name not in ("dk", "dv")}
     store = torch.float32 if problem.dtype in ("bf16", "fp16") else torch.float64
@@ -110,34 +114,6 @@ def judge(oracle: Oracle, got: dict[str, torch.Tensor]) -> Judgement:
         _check_form(oracle, name, tensor)
     errors = {name: _compare(oracle, name, tensor) for name, tensor in got.items()}
     return Judgement(errors, len(oracle.rows), oracle.rows_total)
-
-
-def check_timed(oracle: Oracle, got: dict[str, torch.Tensor]) -> str | None:
-    """One line on the first tensor of a timed call that is wrong on the oracle's rows, or None.
-
-    dk and dv depend on every row, so they are compared only by an oracle of all rows; others are passed over.
-    """
-    judged = {
-        name: tensor
-        for name, tensor in got.items()
-        if name in oracle.tensors and (oracle.complete or name not in ("dk", "dv"))
-    }
-    try:
-        judgement = judge(oracle, judged)
-    except WrongAnswer as wrong:
-        return str(wrong)
-    for name, error in judgement.tensors.items():
-        if not error.ok:
-            return (
-                f"{name} of a timed call is wrong at {error.first_bad}: got {error.got:g}, want {error.want:g}; "
-                f"max error {_figure(error.max_error)} of {error.max_budget:.3g} allowed, "
-                f"mean {_figure(error.mean_error)} of {error.mean_budget:.3g}"
-            )
-    return None
-
-
-def _figure(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _check_form(oracle: Oracle, name: str, got: torch.Tensor) -> None:
@@ -199,7 +175,8 @@ def _compare(oracle: Oracle, name: str, got: torch.Tensor) -> TensorError:
     place[1] += chunk[1].start
     if row_dim is not None:
         place[row_dim] = int(oracle.rows[place[row_dim]])
-    return dataclasses.replace(verdict, ok=False, first_bad=tuple(place), **found)
+    mean_want = want.abs().nan_to_num(posinf=0).mean(dtype=torch.float64).item()
+    return dataclasses.replace(verdict, ok=False, first_bad=tuple(place), **found, mean_want=mean_want)
 
 
 def _piece(

@@ -13,6 +13,8 @@ from attnbench.harness.oracle.budget import (
     stretches,
     tensor_budget,
 )
+from attnbench.harness.oracle.inputs import make_inputs
+from attnbench.harness.oracle.judge import build, judge
 from attnbench.harness.problem import Problem
 
 CPU = torch.device("cpu")
@@ -117,3 +119,22 @@ def test_stretches_hold_64_and_the_last_what_is_left(length):
     want = torch.stack([values[:, of == index].max() for index in range(len(counts))])
     assert torch.equal(tally.stretches().float(), want)
     assert tally.mean(values) == pytest.approx(values.double().mean().item())
+
+
+def softmax_backward_as_on_cuda(p: torch.Tensor, dp: torch.Tensor) -> torch.Tensor:
+    """dS in P's dtype as torch's CUDA kernel computes it: P dP rounded first, then P rowsum(P dP) taken off."""
+    product = p * dp
+    return (product.float() - p.float() * product.float().sum(-1, keepdim=True)).to(p.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("wrong", [0.0, 0.01], ids=["right", "scale off by 1%"])
+def test_softmaxs_own_backward_is_no_fault_where_all_keys_are_equal(dtype: str, wrong: float) -> None:
+    problem = Problem(1, 2, 300, 64, dtype=dtype, direction="fwd_bwd")
+    inputs = make_inputs(problem, 3, CPU, dout=True, kind="equal" if not wrong else "normal")
+    oracle = build(problem, inputs, 3, torch.arange(300), backward=True)
+    q, k, v, dout = (x.transpose(1, 2)[0] for x in (inputs.q, inputs.k, inputs.v, inputs.dout))
+    p = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.mT, beta=0, alpha=problem.softmax_scale).softmax(-1)
+    ds = softmax_backward_as_on_cuda(p, dout @ v.mT)
+    dq = ((ds @ k) * problem.softmax_scale * (1 + wrong)).transpose(0, 1)[None]
+    assert judge(oracle, {"dq": dq}).ok is (not wrong)

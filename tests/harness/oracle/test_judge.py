@@ -12,7 +12,7 @@ from attnbench.harness.masks import Mask
 from attnbench.harness.oracle import judge as module
 from attnbench.harness.oracle.chunks import row_major
 from attnbench.harness.oracle.inputs import Inputs, judging_dout, make_inputs
-from attnbench.harness.oracle.judge import Oracle, WrongAnswer, build, check_timed, judge
+from attnbench.harness.oracle.judge import Oracle, WrongAnswer, build, judge
 from attnbench.harness.oracle.reference import judged_rows, probe_rows
 from attnbench.harness.problem import Problem
 
@@ -254,19 +254,14 @@ def test_a_timed_calls_answer_is_checked_on_the_probe_rows(flashlike, mask):
     probe = build(problem, fresh, 1, probe_rows(problem), True, columns=False).with_budgets_of(judged)
     assert set(probe.tensors) == {"out", "lse", "dq"}
     got = flashlike(problem, fresh)
-    assert check_timed(probe, got) is None
-    assert check_timed(probe, {"out": got["out"]}) is None
+    timed = {"out": got["out"], "dq": got["dq"]}
+    assert judge(probe, timed).ok
     stale = flashlike(problem, make_inputs(problem, 0, CPU, dout=True))
-    assert "out of a timed call is wrong at (0, 0, 0, 0)" in check_timed(probe, stale)
-    assert "dq of a timed call" in check_timed(probe, got | {"dq": torch.full_like(got["dq"], torch.nan)})
-    assert "shape" in check_timed(probe, {"out": got["out"][:, 1:]})
-
-
-def test_a_probe_of_all_rows_checks_the_columns_too(flashlike):
-    problem, inputs, oracle = posed("bf16", "causal", 64)
-    got = flashlike(problem, inputs)
-    assert check_timed(oracle, got) is None
-    assert "dk of a timed call" in check_timed(oracle, got | {"dk": got["dk"].roll(1, 2)})
+    wrong = judge(probe, timed | {"out": stale["out"]}).tensors
+    assert (wrong["out"].ok, wrong["out"].first_bad, wrong["dq"].ok) == (False, (0, 0, 0, 0), True)
+    assert not judge(probe, timed | {"dq": torch.full_like(got["dq"], torch.nan)}).ok
+    with pytest.raises(WrongAnswer, match="shape"):
+        judge(probe, {"out": got["out"][:, 1:]})
 
 
 def test_the_wider_of_two_budgets_is_taken():

@@ -1,0 +1,60 @@
+"""Operators that a call registers with torch pass torch.library.opcheck: schema, fake kernel, autograd registration.
+
+Which they are is seen by watching what is dispatched; an implementation without one of its own declines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnbench.harness.conform.posed import Declined, Posed
+
+TORCHS_OWN = frozenset(  # a list of them would be a page long
+    "_c10d_functional _c10d_functional_autograd _dtensor _inductor_test _native _quantized _test aten c10d "  # noqa: SIM905
+    "c10d_functional debug_mode_ops debugprims export flex_lib fsdp higher_order inductor inductor_prims mkl mkldnn "
+    "mkldnn_prepacked onednn onnx onnx_symbolic prim prims profiler quantization quantized rngprims sparse "
+    "static_runtime streams symm_mem".split()
+)
+"""Namespaces that torch 2.13 fills by itself, its compiler included."""
+
+
+class _Watch(TorchDispatchMode):
+    """The first call of every operator that is not torch's, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, torch._ops.OpOverload) and func.namespace not in TORCHS_OWN:  # noqa: SLF001 - no public name
+            self.seen.setdefault(str(func), (func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def check(posed: Posed) -> None:
+    inputs = posed.inputs()
+    posed.answer(inputs)
+    registered = {name.partition("::")[0] for name in torch._C._dispatch_get_all_op_names()}  # noqa: SLF001
+    if registered <= TORCHS_OWN:  # a mode of the dispatcher costs seconds of imports
+        raise Declined("registers no operator of its own")
+    with _Watch() as watch:
+        posed.answer(inputs)
+    if not watch.seen:
+        raise Declined("registers no operator of its own")
+    for name, (operator, args, kwargs) in watch.seen.items():
+        fresh = tuple(_detached(x) for x in args)
+        try:
+            torch.library.opcheck(operator, fresh, kwargs)
+        except Exception as error:  # noqa: BLE001 - opcheck raises many kinds, and each is its verdict
+            text = " ".join(str(error).split())
+            posed.fail(f"opcheck of {name}: {text[:240]}", operator=name)
+
+
+def _detached(x: Any) -> Any:
+    """An argument as a caller would pass it, needing gradients where it can have one."""
+    if isinstance(x, torch.Tensor):
+        return x.detach().clone().requires_grad_(x.is_floating_point())
+    return [_detached(item) for item in x] if isinstance(x, list) else x

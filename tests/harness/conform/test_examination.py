@@ -1,0 +1,312 @@
+"""Conformance with real processes and planted plugins: every way to end is a verdict, and costs its own case alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from attnbench.harness.cli import app
+from attnbench.harness.conform import records
+from attnbench.harness.conform.examination import Examination
+from attnbench.harness.conform.reproduce import SHOWS_IT, run_script
+from attnbench.harness.conform.suite import select
+from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.run.errors import Exit
+
+PLUGINS = Path(__file__).parent / "plugins"
+PLANTED = {
+    "right": "wrong:right", "last-key": "wrong:last_key", "aborts": "wrong:aborts", "raises": "wrong:raises",
+    "hangs": "wrong:hangs", "torch-on-the-cpu": "wrong:torch_on_the_cpu",
+}  # fmt: skip
+SUITE = """
+name = "planted"
+why = "a small suite for the tests of conformance"
+[[case]]
+name = "even"
+why = "a number of keys that every planted plugin answers rightly"
+dtype = "fp32"
+batch = 1
+heads = 2
+head_dim = 8
+seqlen_q = 5
+seqlen_k = 6
+[[case]]
+name = "odd"
+why = "an odd number of keys, where some of the planted plugins end badly"
+dtype = "fp32"
+batch = 1
+heads = 2
+head_dim = 8
+seqlen_q = 5
+seqlen_k = 7
+[[case]]
+name = "tail"
+why = "one key more than a tile, which one of the planted plugins drops"
+dtype = "fp32"
+batch = 2
+heads = 4
+head_dim = 16
+seqlen_q = 9
+seqlen_k = 128
+direction = "fwd_bwd"
+"""
+Findings = dict[tuple[str, str], Finding]
+
+
+@pytest.fixture(scope="module")
+def suite(register_plugins: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> str:
+    register_plugins(PLANTED, PLUGINS)
+    path = tmp_path_factory.mktemp("suite") / "planted.toml"
+    path.write_text(SUITE)
+    return str(path)
+
+
+def by_name(findings: list[Finding]) -> Findings:
+    return {(finding.impl, finding.case.partition("[")[0].partition("/")[2]): finding for finding in findings}
+
+
+@pytest.fixture(scope="module")
+def found(suite: str) -> Findings:
+    cases = select([suite], "cpu")
+    told: list[Finding] = []
+    with Examination("cpu", cases) as examination:
+        findings = examination.run(
+            ["right", "last-key", "aborts", "raises", "sdpa-cudnn"], cases, 2, told.append
+        )
+    assert told == findings
+    assert len(findings) == 15
+    return by_name(findings)
+
+
+def test_a_right_one_passes_everything(found: Findings) -> None:
+    assert {found["right", case].verdict for case in ("even", "odd", "tail")} == {Verdict.PASS}
+
+
+def test_a_wrong_one_fails_where_it_is_wrong(found: Findings) -> None:
+    assert found["last-key", "even"].verdict is Verdict.PASS
+    wrong = found["last-key", "tail"]
+    assert wrong.verdict is Verdict.FAIL
+    assert wrong.reason.startswith("out[0, 0, 0, 0] is ")
+    assert set(wrong.facts["tensors"]) == {"out", "dq", "dk", "dv"}
+
+
+def test_one_that_dies_or_raises_loses_that_case_alone(found: Findings) -> None:
+    assert [found["aborts", case].verdict for case in ("even", "odd", "tail")] == ["PASS", "CRASHED", "PASS"]
+    assert "SIGABRT" in found["aborts", "odd"].reason
+    assert [found["raises", case].verdict for case in ("even", "odd", "tail")] == ["PASS", "ERROR", "PASS"]
+    assert found["raises", "odd"].reason == "ZeroDivisionError: planted"
+    assert "_raise" in found["raises", "odd"].evidence
+
+
+def test_one_that_is_for_another_device_is_unavailable(found: Findings) -> None:
+    assert found["sdpa-cudnn", "even"].verdict is Verdict.UNAVAILABLE
+    assert "runs on cuda" in found["sdpa-cudnn", "even"].reason
+
+
+def test_one_that_hangs_is_ended_and_started_again(suite: str) -> None:
+    cases = select([suite], "cpu", only=["even", "odd"])
+    with Examination("cpu", cases, time_limit_s=20.0) as examination:
+        examination.examine("hangs", cases[0])  # its imports are not what is timed
+        examination._candidate("hangs")._time_limit_s = 3.0
+        found = [examination.examine("hangs", case).verdict for case in (cases[1], cases[0])]
+    assert found == [Verdict.TIMEOUT, Verdict.PASS]
+
+
+def test_ctrl_c_ends_it_at_once_and_keeps_what_was_found(suite: str, tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("bench"), "conform", "--device", "cpu", "--suite", suite, "--impl",
+               "right,hangs", "--time-limit", "3600", "--output-dir", tmp_path / "out"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    found = tmp_path / "out" / "findings-right.jsonl"
+    hanging = tmp_path / "out" / "findings-hangs.jsonl"
+    while not (hanging.exists() and found.exists() and len(found.read_text().splitlines()) == 3):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert f"interrupted; findings so far are in {tmp_path / 'out'}" in said
+    assert len(records.read(tmp_path / "out").findings) >= 4
+    assert not workers_of(process.pid)
+
+
+def test_no_worker_is_left(found: Findings) -> None:
+    assert not workers_of(os.getpid())
+
+
+def workers_of(parent: int) -> list[Path]:
+    mine = f'"parent": {parent}'.encode()
+    return [p for p in Path("/proc").glob("[0-9]*/cmdline") if mine in _read(p) and b"run.worker" in _read(p)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+# ---- bench conform -------------------------------------------------------------------------------------------
+
+
+def bench(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["conform", "--device", "cpu", *map(str, arguments)], prog_name="bench")
+
+
+@pytest.fixture(scope="module")
+def run(suite: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A run of a plugin that is wrong and one that is right, with its folder."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return bench("--impl", "last-key,right", "--suite", suite, "--output-dir", folder, "--json"), folder
+
+
+def test_a_failure_is_exit_1_with_its_script(run: tuple[Any, Path]) -> None:
+    answer, folder = run
+    assert answer.exit_code == Exit.CELLS
+    document = json.loads(answer.stdout)
+    assert document["counts"] == {"last-key": {"PASS": 2, "FAIL": 1}, "right": {"PASS": 3}}
+    (failure,) = document["failures"]
+    assert failure["impl"] == "last-key"
+    assert str(folder / "reproducers" / "last-key-planted-tail.py") in document["files"]
+
+
+def test_the_records_read_back(run: tuple[Any, Path]) -> None:
+    _, folder = run
+    recorded = records.read(folder)
+    assert not recorded.problems
+    assert len(recorded.findings) == 6
+    assert {recorded.cases[finding.case].name for finding in recorded.findings} == {"even", "odd", "tail"}
+    assert recorded.environment["command"][0] == "bench"
+    line = (folder / "findings-right.jsonl").read_text().splitlines()[0]
+    with (folder / "findings-right.jsonl").open("a") as file:
+        file.write(line.replace("PASS", "FAIL") + "\n" + line[:40] + "\n")
+    problems = records.read(folder).problems
+    assert ["checksum does not match" in problems[0], "torn" in problems[1], len(problems)] == [True, True, 2]
+
+
+def test_a_planted_fault_is_shown_at_its_smallest_by_a_script_of_its_own(run: tuple[Any, Path]) -> None:
+    _, folder = run
+    (reproducer,) = json.loads((folder / "reproducers.json").read_text())["reproducers"]
+    problem = reproducer["smallest"]["problem"]
+    sizes = {
+        name: problem[name] for name in ("batch", "heads", "seqlen_q", "seqlen_k", "head_dim", "direction")
+    }
+    assert sizes == {"batch": 1, "heads": 1, "seqlen_q": 1, "seqlen_k": 65, "head_dim": 1, "direction": "fwd"}
+    said = (folder / "reproducers" / "last-key-planted-tail.txt").read_text()
+    assert "Error of out by head and tile" in said
+
+
+def test_a_real_fault_is_shown_from_a_plain_shell(suite: str, tmp_path: Path) -> None:
+    """torch 2.13: the CPU flash kernel's is_causal multiplies -inf by a negative scale."""
+    answer = bench("--impl", "torch-on-the-cpu", "--suite", "numerics", "--case", "numerics/scales", "--output-dir",
+                   tmp_path / "out")  # fmt: skip
+    assert answer.exit_code == Exit.CELLS
+    script = tmp_path / "out" / "reproducers" / "torch-on-the-cpu-numerics-scales.py"
+    text = script.read_text()
+    assert "attnbench" not in text.replace("torch-on-the-cpu", "")
+    assert "SEQLEN_Q, SEQLEN_K, HEAD_DIM, HEAD_DIM_V = 2, 2, 1, 1" in text
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", script], check=False, capture_output=True, text=True, env=bare
+    )
+    assert done.returncode == SHOWS_IT, done.stderr
+    assert "is nan, not" in done.stdout
+    # The same script against a library without the fault ends well.
+    script.write_text(text.replace("FLASH_ATTENTION", "MATH"))
+    assert run_script(script, "right") == (0, run_script(script, "right")[1])
+
+
+def test_nothing_answered_is_exit_3(suite: str, tmp_path: Path) -> None:
+    answer = bench("--impl", "sdpa-cudnn", "--suite", suite, "--output-dir", tmp_path / "out")
+    assert answer.exit_code == Exit.NOTHING
+    assert answer.stdout.splitlines()[0] == "sdpa-cudnn\t3 UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--impl", "standrd"], "--impl: unknown implementation 'standrd'; did you mean standard?"),
+        (["--suite", "causl"], "unknown conformance suite 'causl'; did you mean causal"),
+        (["--suite", "causal", "--case", "nowhere"], "--case 'nowhere' is part of no case's name"),
+    ],
+)
+def test_a_slip_is_one_line_and_exit_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    answer = bench(*arguments, "--output-dir", tmp_path / "out")
+    assert answer.exit_code == Exit.USAGE
+    assert said in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_run_is_not_written_over(suite: str, run: tuple[Any, Path]) -> None:
+    answer = bench("--impl", "right", "--suite", suite, "--output-dir", run[1])
+    assert answer.exit_code == Exit.USAGE
+    assert "holds a conformance run already" in answer.stderr
+
+
+def test_the_list_says_why(suite: str) -> None:
+    answer = bench("--list", "--suite", suite)
+    assert answer.exit_code == 0
+    assert len(answer.stdout.splitlines()) == 3
+    assert "one key more than a tile" in answer.stdout
+
+
+# ---- pytest --------------------------------------------------------------------------------------------------
+
+
+def run_pytest(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-q",
+        *map(str, arguments),
+    ]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
+
+
+def test_pytest_poses_the_same_cases_with_the_same_verdicts(suite: str, tmp_path: Path) -> None:
+    (tmp_path / "conformance").mkdir()
+    (tmp_path / "conformance" / "planted.toml").write_text(Path(suite).read_text())
+    answer = run_pytest("--impl", "last-key,sdpa-cudnn", "-rs", "conformance", folder=tmp_path)
+    assert answer.returncode == 1, answer.stdout
+    assert "1 failed, 2 passed, 3 skipped" in answer.stdout
+    assert "FAIL: last-key: out[0, 0, 0, 0] is" in answer.stdout
+    assert "why: one key more than a tile" in answer.stdout
+    assert "UNAVAILABLE: runs on cuda" in answer.stdout
+
+
+def test_pytest_finds_the_built_in_suites_by_their_package(tmp_path: Path) -> None:
+    arguments = (
+        "--pyargs",
+        "attnbench.suites",
+        "--impl",
+        "standard",
+        "--suite",
+        "gradients",
+        "--collect-only",
+    )
+    answer = run_pytest(*arguments, folder=tmp_path)
+    assert answer.returncode == 0, answer.stdout
+    assert "standard:gradients/finite-differences[" in answer.stdout
+    unknown = run_pytest("--pyargs", "attnbench.suites", "--impl", "standrd", folder=tmp_path)
+    assert unknown.returncode == 4
+    assert "did you mean standard?" in unknown.stderr
+
+
+def test_without_an_implementation_pytest_collects_nothing(tmp_path: Path) -> None:
+    answer = run_pytest("--pyargs", "attnbench.suites", folder=tmp_path)
+    assert answer.returncode == 5
