@@ -1,0 +1,83 @@
+"""Conformance runs on the page of the support matrix: counted by suite, the latest finding of a case, failures told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.harness.conform.case import Case
+from attnbench.harness.conform.records import Recorder
+from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.problem import Problem
+from attnbench.harness.publish import conformance
+from attnbench.harness.publish.rows import PublishedRun
+from attnbench.harness.publish.site import pages
+
+HOSTILE = "<b onclick=alert(1)>"
+CASES = [
+    Case(Problem(1, 1, length, 16), name, why, suite=suite, cites=("flash-attention#282",))
+    for suite, name, why, length in (
+        ("causal", "short", "queries fewer than keys", 3),
+        ("causal", "long", f"more {HOSTILE}", 5),
+        ("gqa", "one", "heads share", 7),
+    )
+]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Callable[[str, dict[tuple[str, int], tuple[Verdict, str]]], Path]:
+    """Writes a conformance run: what came of case number N for an implementation."""
+
+    def write(name: str, findings: dict[tuple[str, int], tuple[Verdict, str]]) -> Path:
+        recorder = Recorder(tmp_path / name)
+        facts: dict[str, Any] = {"id": "cuda:0", "name": "NVIDIA H200", "torch": "2.11", "cuda": "13.0"}
+        recorder.open(CASES, ("bench", "conform"), facts)
+        for (impl, number), (verdict, reason) in findings.items():
+            recorder.append(Finding(CASES[number].id, impl, "1.0", "cuda:0", verdict, reason))
+        return tmp_path / name
+
+    return write
+
+
+FIRST = {
+    ("good", 0): (Verdict.PASS, ""),
+    ("good", 1): (Verdict.PASS, ""),
+    ("good", 2): (Verdict.REFUSED, "no gqa"),
+    ("bad", 0): (Verdict.FAIL, f"out[0] is 2 {HOSTILE}"),
+    ("bad", 1): (Verdict.PASS, ""),
+    ("gone", 0): (Verdict.UNAVAILABLE, "not installed"),
+}
+
+
+def test_cases_are_counted_by_suite(record: Any) -> None:
+    (found,) = conformance.load([record("run", FIRST)])
+    assert (found.device, found.suites) == ("NVIDIA H200", ["causal", "gqa"])
+    shown = {impl: [(tally.state, tally.text) for tally in own] for impl, own in found.tallies.items()}
+    assert shown == {
+        "good": [("yes", "2 of 2"), ("no", "no")],
+        "bad": [("failed", "1 of 2"), ("", "")],
+        "gone": [("absent", "absent"), ("", "")],
+    }
+    assert [finding.impl for finding in found.failures] == ["bad"]
+
+
+def test_the_latest_finding_of_a_case_counts(record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [record("older", FIRST), record("newer", {("bad", 0): (Verdict.PASS, "")})]
+    started = {folders[0]: "2026-11-20", folders[1]: "2026-11-21"}
+    monkeypatch.setattr(conformance, "_started", lambda run: started[run.folder])
+    for order in (folders, folders[::-1]):
+        (found,) = conformance.load(order)
+        assert found.tallies["bad"][0].text == "2 of 2"
+        assert found.tallies["good"][0].text == "2 of 2"
+
+
+def test_the_page_shows_them_with_reason_why_and_issue(record: Any, runs: list[PublishedRun]) -> None:
+    found = conformance.load([record("run", FIRST)])
+    support = dict(pages(runs[1:], found))["support.html"]
+    assert "Conformance on NVIDIA H200" in support
+    for text in ("1 of 2", "flash-attention#282", "queries fewer than keys", "out[0] is 2 &lt;b onclick"):
+        assert text in support
+    assert HOSTILE not in support
