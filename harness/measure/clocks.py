@@ -96,18 +96,25 @@ class ClockReader:
             "power_limit_w": None if milliwatts is None else milliwatts / 1e3,
         }
 
-    def foreign_processes(self, own: set[int]) -> list[str]:
-        """``pid name`` of every process with a context on the GPU that is not in ``own``.
+    def energy_j(self) -> float | None:
+        """Joules that the card has used since its driver was loaded; None where it does not count them."""
+        if self._handle is None:
+            return None
+        millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if millijoules is None else millijoules / 1e3
 
-        NVML reports pids of the host's namespace; where none of ``own`` is among them (a container), whose they
-        are cannot be told, and nothing is reported.
+    def foreign_processes(self, own: set[int]) -> list[str] | None:
+        """``pid name`` of every process with a context on the GPU that is not in ``own``; None where none can be told.
+
+        NVML reports pids of the host's namespace: where none of ``own``, which is on the GPU, is among them (a
+        container), whose they are is unknown.
         """
         if self._handle is None:
-            return []
+            return None
         running = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses) or []
         pids = {process.pid for process in running}
         if not pids & own:
-            return []
+            return None
         return [f"{pid} {_process_name(pid)}" for pid in sorted(pids - own)]
 
 

@@ -26,17 +26,28 @@ class Peak:
     result: Any = None
 
 
-def peak_of(call: Callable[[], Any], device: torch.device) -> Peak:
-    """Runs ``call`` once, alone on the device, from an emptied cache."""
-    return _peak_on_cuda(call, device) if device.type == "cuda" else _peak_on_host(call)
+def peak_of(call: Callable[[], Any], device: torch.device, before: Callable[[], None] = lambda: None) -> Peak:
+    """Runs ``call`` once, alone on the device, from a cache that holds at most what ``before`` left there."""
+    return _peak_on_cuda(call, device, before) if device.type == "cuda" else _peak_on_host(call, before)
 
 
-def _peak_on_cuda(call: Callable[[], Any], device: torch.device) -> Peak:
+def held_mib(device: torch.device) -> float | None:
+    """What torch's allocator holds for this process, in MiB; None on a CPU, where nobody counts."""
+    return torch.cuda.memory_allocated(device) / MIB if device.type == "cuda" else None
+
+
+def reserve(mib: float, device: torch.device) -> None:
+    """Has torch's CUDA allocator hold that much ready, so that the next call need not ask the driver for it."""
+    torch.empty(int(mib * MIB), dtype=torch.uint8, device=device)
+
+
+def _peak_on_cuda(call: Callable[[], Any], device: torch.device, prelude: Callable[[], None]) -> Peak:
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
+    free_before, _ = torch.cuda.mem_get_info(device)
+    prelude()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    free_before, _ = torch.cuda.mem_get_info(device)
     result = call()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
@@ -44,7 +55,8 @@ def _peak_on_cuda(call: Callable[[], Any], device: torch.device) -> Peak:
     return Peak(peak / MIB, (free_before - free_after) / MIB, result)
 
 
-def _peak_on_host(call: Callable[[], Any]) -> Peak:
+def _peak_on_host(call: Callable[[], Any], prelude: Callable[[], None]) -> Peak:
+    prelude()
     resident_before = _reset_high_water()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()

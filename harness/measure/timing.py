@@ -28,6 +28,13 @@ LONGEST_HOLD_MS = 60.0
 HOLD_ATTEMPTS = 2
 
 
+def first_hold_ms(call_ms: float) -> float:
+    """How long to hold the stream for calls that were never held: a long call's launches may take long to queue, and
+    a hold that is a fifth of the call costs less than a second attempt.
+    """
+    return min(max(FIRST_HOLD_MS, call_ms / 5), LONGEST_HOLD_MS)
+
+
 @dataclass(frozen=True)
 class Turn:
     """One implementation's samples of one round.
@@ -70,7 +77,7 @@ def take_turn(
         if turn.held:
             next_hold_ms = min(2 * queue_ms + 0.2, LONGEST_HOLD_MS)
             return dataclasses.replace(turn, discarded=discarded, next_hold_ms=next_hold_ms)
-        if hold_ms == 0 or attempt == HOLD_ATTEMPTS - 1:
+        if hold_ms in (0.0, LONGEST_HOLD_MS) or attempt == HOLD_ATTEMPTS - 1:
             break
         discarded += len(calls)
         turn = dataclasses.replace(turn, kept=None)  # memory that the next attempt's calls need
@@ -141,13 +148,14 @@ class CacheFlush:
     def __init__(self, device: torch.device) -> None:
         size = torch.cuda.get_device_properties(device).L2_cache_size
         self._buffer = torch.empty(2 * size, dtype=torch.uint8, device=device)
+        self()  # loads its kernel, which waits for the device: in a turn, for the very spin that holds the stream
 
     def __call__(self) -> None:
         self._buffer.zero_()
 
 
 def warm_up(
-    call: Call, device: torch.device, *, budget_ms: float = 20.0, settle: float = 0.03
+    call: Call, device: torch.device, *, budget_ms: float = 10.0, settle: float = 0.03
 ) -> tuple[int, float]:
     """Calls until three calls in a row differ by less than ``settle`` or the budget is spent, at least once.
 

@@ -127,7 +127,7 @@ def test_without_the_library_every_reading_is_none_with_the_reason(monkeypatch: 
     assert "no NVML readings: " in reader.why
     assert "pynvml" in reader.why
     assert unread(reader)
-    assert reader.foreign_processes({1}) == []
+    assert reader.foreign_processes({1}) is None
 
 
 def test_without_a_driver_every_reading_is_none_with_the_reason(
@@ -168,7 +168,7 @@ def test_alone_on_the_card_there_is_none(nvml: FakeNvml) -> None:
 
 def test_in_a_container_whose_pids_are_not_the_hosts_nothing_is_claimed(nvml: FakeNvml) -> None:
     nvml.pids = [40_010, 40_011]
-    assert ClockReader(UUID).foreign_processes({10, 11}) == []
+    assert ClockReader(UUID).foreign_processes({10, 11}) is None
 
 
 # ---- a card that offers only some readings ----------------------------------------------------------------
@@ -188,8 +188,8 @@ def test_a_reading_that_the_card_does_not_offer_is_none_and_the_others_stay(
     assert reader.facts() == {"driver": "580.1", "max_sm_mhz": 1980, "power_limit_w": None}
 
 
-def test_a_card_that_does_not_list_its_processes_has_no_foreign_ones(
+def test_a_card_that_does_not_list_its_processes_tells_nothing(
     nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nvml, "nvmlDeviceGetComputeRunningProcesses", not_supported)
-    assert ClockReader(UUID).foreign_processes({1}) == []
+    assert ClockReader(UUID).foreign_processes({1}) is None

@@ -83,7 +83,7 @@ def warmed(monkeypatch: pytest.MonkeyPatch, costs_ms: Iterator[float], **options
 
 def test_warm_up_stops_when_three_calls_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert warmed(monkeypatch, itertools.repeat(1.0)) == 3
-    assert warmed(monkeypatch, itertools.chain([9.0, 3.0, 1.5], itertools.repeat(1.0))) == 6
+    assert warmed(monkeypatch, itertools.chain([4.0, 2.0, 1.5], itertools.repeat(1.0))) == 6
     assert warmed(monkeypatch, itertools.chain([1.0, 1.02, 1.04], itertools.repeat(1.05))) == 4
 
 
