@@ -50,6 +50,21 @@ def package(session: nox.Session) -> None:
 
 
 @nox.session
+def kernels(session: nox.Session) -> None:
+    """Every CUDA kernel compiled for Hopper, which needs no GPU; fails on a spill."""
+    session.install("-e.[tests]")
+    session.run("python", "-m", "attnbench.impls.flash_cuda.ahead", *session.posargs)
+
+
+@nox.session
+def conform(session: nox.Session) -> None:
+    """The larger selection of conformance cases, three draws each, on the CPU; arguments go to ``bench conform``."""
+    session.install(".")
+    arguments = session.posargs or ["--device", "cpu", "--nightly", "--seeds", "3"]
+    session.run("bench", "conform", *arguments, "--output-dir", f"{session.create_tmp()}/conformance")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """``bench run``, installed: ``nox -s bench -- --suite long-seq``; the smoke suite without arguments."""
     session.install(".")

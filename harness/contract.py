@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.metadata
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from attnbench.harness.problem import Problem
+from attnbench.harness.two_level import Accesses, TwoLevelMemory
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +59,8 @@ class Capabilities:
     """What an implementation declares it computes rightly. Conformance holds it to this in both directions.
 
     masks are ``Mask.kind`` words. alignments matter only where a band meets seqlen_q != seqlen_k.
-    compute_capability is the (lowest, highest) allowed on CUDA, inclusive.
+    compute_capability is the (lowest, highest) allowed on CUDA, inclusive. contiguous_head_dim and stride_multiple
+    (of elements) are about q, k and v: whether head_dim must be the dense dimension, and what divides other strides.
     """
 
     devices: tuple[str, ...] = ("cuda",)
@@ -71,7 +74,10 @@ class Capabilities:
     gqa: bool = True
     dropout: bool = False
     backward: bool = True
+    repeats: tuple[str, ...] = ("fwd",)
     min_seqlen: int = 1
+    contiguous_head_dim: bool = False
+    stride_multiple: int = 1
 
     def reasons(self, problem: Problem, device: Device) -> list[str]:
         """Every declared limit that ``problem`` on ``device`` breaks, one sentence each; empty if none."""
@@ -107,9 +113,38 @@ class Capabilities:
         need(self.gqa or problem.heads == problem.kv_heads, "kv_heads differs from heads (GQA)")
         need(self.dropout or problem.dropout_p == 0, f"dropout_p {problem.dropout_p:g} is not supported")
         need(self.backward or problem.direction == "fwd", "has no backward pass")
+        for name, strides in problem.strides:
+            if name != "dout":
+                need(
+                    not self.contiguous_head_dim or strides[3] == 1,
+                    f"last dimension of {name} is not contiguous",
+                )
+                uneven = any(stride % self.stride_multiple for stride in strides[:3])
+                need(not uneven, f"strides of {name} are not multiples of {self.stride_multiple} elements")
         shortest = min(problem.seqlen_q, problem.seqlen_k)
         need(shortest >= self.min_seqlen, f"sequence length {shortest} is below {self.min_seqlen}")
         return found
+
+
+class Unsupported(NotImplementedError):
+    """A problem outside of what the implementation declares; the message holds its reasons."""
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """What an implementation really does when it is asked for dropout: what recovered masks are held against.
+
+    probability: that a weight is dropped. scale: what the kept ones are multiplied by.
+    """
+
+    probability: float
+    scale: float
+
+    @classmethod
+    def by_bytes(cls, p: float) -> Dropout:
+        """FlashAttention-2's rule: a weight is kept where a random byte is at most 255 (1 - p), rounded down, and is
+        scaled by 1 / (1 - p) whatever share that is."""
+        return cls(1 - (math.floor(255 * (1 - p)) + 1) / 256, 1 / (1 - p))
 
 
 @dataclass(frozen=True)
@@ -125,6 +160,18 @@ class Prepared:
     attend_with_lse: AttendWithLse | None = None
 
 
+@dataclass(frozen=True)
+class Modelled:
+    """An implementation's algorithm on a modelled two-level memory, whose every access is counted while it runs.
+
+    attend: as in ``Prepared``. forward, backward: closed forms of what each pass will have moved.
+    """
+
+    attend: Attend
+    forward: Accesses
+    backward: Accesses
+
+
 class Implementation(ABC):
     """One attention implementation. Subclass it, or instantiate one class several times for variants.
 
@@ -132,6 +179,7 @@ class Implementation(ABC):
     package: the distribution that ships the kernels, for availability and version; empty for plain code.
     compile_processes: how many processes may compile its problems side by side before a run; more than 1 only where
     compilation is slow and compiled code passes from process to process through a cache on disk.
+    approximate: registered as an approximation: its error is reported, and no answer but a malformed one is wrong.
     """
 
     name: str
@@ -140,6 +188,7 @@ class Implementation(ABC):
     package: str = ""
     summary: str = ""
     compile_processes: int = 1
+    approximate: bool = False
 
     def unavailable(self, device: Device) -> Unavailable | None:
         """Why it cannot run on this machine, or None. Must not import anything heavy or raise."""
@@ -154,12 +203,41 @@ class Implementation(ABC):
         """Why this problem cannot be posed to it on this device; empty means it must be answered rightly."""
         return self.capabilities.reasons(problem, device)
 
+    def repeats(self, device: Device) -> tuple[str, ...]:
+        """The directions (``fwd``, ``bwd``) whose results repeat bit for bit from equal inputs on ``device``."""
+        return self.capabilities.repeats
+
+    def dropout_effective(self, p: float) -> Dropout:
+        """Its dropout when asked for probability ``p``, where its random numbers have fewer levels than ``p`` has."""
+        return Dropout(p, 1 / (1 - p))
+
+    def require(self, problem: Problem, device: Device) -> None:
+        """Raises Unsupported with the reasons, for a problem outside of what is declared.
+
+        The first line of a ``prepare`` whose library would not refuse the problem by itself: conformance asks for
+        what is declared unsupported all the same, and takes an error or a right answer.
+        """
+        if reasons := self.unsupported_reasons(problem, device):
+            raise Unsupported("; ".join(reasons))
+
     @abstractmethod
     def prepare(self, problem: Problem, device: Device) -> Prepared:
         """Set up for one problem: imports, plans, block masks. Compilation may happen here or in a first call.
 
         Called in the worker process on the right device; its time is reported apart and never charged to the kernel.
         """
+
+    def modelled(self, problem: Problem, memory: TwoLevelMemory) -> Modelled | None:
+        """The algorithm in plain torch on a CPU, counting into ``memory``; None where there is no such form of it."""
+        return None
+
+    def standalone(self, problem: Problem, device: Device) -> str:
+        """Python source that defines ``attend(q, k, v)`` for the problem with torch and the library alone; or nothing.
+
+        It goes into scripts that show a failing case to the library's authors. It may use ``visible``, bool (1 or
+        heads, seqlen_q, seqlen_k), and define ``attend_with_lse`` as well.
+        """
+        return ""
 
     def version(self) -> str:
         """Version of what is measured: the package's, or attnbench's own for plain code."""

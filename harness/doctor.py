@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnbench.harness.contract import Device
-from attnbench.harness.registry import PluginError, entries, load
+from attnbench.harness.registry import Entry, PluginError, entries, load
 from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.process import environment_of, python_module
 
@@ -40,11 +40,17 @@ class Finding:
 
 
 def examine(device: str, *, limit_s: float = LOAD_LIMIT_S) -> list[Finding]:
-    """One finding for each registered implementation, on ``cpu`` or ``cuda:N``; never raises for a plugin's sake."""
+    """One finding for each registered implementation, then for each approximation, on ``cpu`` or ``cuda:N``; never
+    raises for a plugin's sake.
+    """
     posed = describe_device(device)
-    names = list(entries())
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda name: _examine_apart(name, posed, limit_s), names))
+        return list(pool.map(lambda entry: _examine_apart(entry, posed, limit_s), _registered().values()))
+
+
+def _registered() -> dict[str, Entry]:
+    """The first registration of every name; ``load`` refuses a name that has two."""
+    return {name: found[0] for name, found in (entries() | entries(approximate=True)).items()}
 
 
 def describe_device(device: str) -> Device:
@@ -76,13 +82,12 @@ def machine_facts() -> dict[str, str]:
     }
 
 
-def _examine_apart(name: str, device: Device, limit_s: float) -> Finding:
-    command = python_module("attnbench.harness.doctor", name, json.dumps(dataclasses.asdict(device)))
-    registered = entries()[name]
-    version = registered[0].version
+def _examine_apart(entry: Entry, device: Device, limit_s: float) -> Finding:
+    command = python_module("attnbench.harness.doctor", entry.name, json.dumps(dataclasses.asdict(device)))
+    by_hand = f"import {entry.value.partition(':')[0]} by hand"
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        errors="replace", start_new_session=True, env=environment_of(name),
+        errors="replace", start_new_session=True, env=environment_of(entry.name),
     )  # fmt: skip
     try:
         answer, talk = child.communicate(timeout=limit_s)
@@ -90,22 +95,17 @@ def _examine_apart(name: str, device: Device, limit_s: float) -> Finding:
         # The whole session: a plugin may have started processes that hold the pipes open.
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
-        reason = f"did not load within {limit_s:g} s"
-        return Finding(
-            name, version, "broken", reason, f"import {registered[0].value.partition(':')[0]} by hand"
-        )
+        return Finding(entry.name, entry.version, "broken", f"did not load within {limit_s:g} s", by_hand)
     try:
         return Finding(**json.loads(answer))
     except (ValueError, TypeError):
         last = talk.strip().splitlines()[-1:] or ["no word of why"]
         reason = f"its process {_ending(child.returncode)} on load: {last[0]}"
-        return Finding(
-            name, version, "broken", reason, f"import {registered[0].value.partition(':')[0]} by hand"
-        )
+        return Finding(entry.name, entry.version, "broken", reason, by_hand)
 
 
 def _examine_here(name: str, device: Device) -> Finding:
-    version = entries()[name][0].version
+    version = _registered()[name].version
     try:
         implementation = load(name)
     except PluginError as error:

@@ -1,5 +1,8 @@
 """Finds implementations by the entry-point group ``attnbench.impls`` and loads one at a time.
 
+Those of the group ``attnbench.approximations`` do not compute attention exactly, and are met only where they are asked
+for: by name, or by a suite that says so.
+
 Names come from package metadata alone, so listing imports no plugin. Loading happens in the process that needs
 the plugin, and every way it can go wrong is a PluginError with the plugin's name and distribution in it.
 """
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 from attnbench.harness.contract import CONTRACT_VERSION, Capabilities, Implementation
 
 GROUP = "attnbench.impls"
+APPROXIMATE_GROUP = "attnbench.approximations"
+PATH_PREFIX = "ATTNBENCH_PATH_"
 
 
 class PluginError(Exception):
@@ -33,10 +38,13 @@ class Entry:
         return f"{self.name} ({self.value}, from {self.distribution} {self.version})"
 
 
-def entries() -> dict[str, list[Entry]]:
-    """Every registered name in order, with its registrations; more than one is a conflict that ``load`` refuses."""
+def entries(*, approximate: bool = False) -> dict[str, list[Entry]]:
+    """Every registered name in order, with its registrations; more than one is a conflict that ``load`` refuses.
+
+    approximate: those of the approximations in place of the exact implementations.
+    """
     found: dict[str, dict[tuple[str, str], Entry]] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
+    for point in importlib.metadata.entry_points(group=APPROXIMATE_GROUP if approximate else GROUP):
         distribution = point.dist.name if point.dist else "unknown"
         version = point.dist.version if point.dist else "unknown"
         entry = Entry(point.name, point.value, distribution, version)
@@ -45,19 +53,33 @@ def entries() -> dict[str, list[Entry]]:
     return {name: list(found[name].values()) for name in sorted(found)}
 
 
+def registered_name(role: str) -> str:
+    """``flash-triton`` from ``flash-triton@head.2``: what follows ``@`` tells copies of one implementation apart."""
+    return role.partition("@")[0]
+
+
 def search_path(name: str) -> list[str]:
     """Extra import folders for one implementation's process, from the variable ``ATTNBENCH_PATH_<NAME>``.
 
     For libraries that cannot share one site-packages (FlashAttention 2 and 4 both ship ``flash_attn``): NAME in
     upper case with ``-`` as ``_``, folders separated as in PYTHONPATH.
     """
-    value = os.environ.get(f"ATTNBENCH_PATH_{name.upper().replace('-', '_')}", "")
+    value = os.environ.get(path_variable(registered_name(name)), "")
     return [folder for folder in value.split(os.pathsep) if folder]
 
 
+def path_variable(name: str) -> str:
+    return f"{PATH_PREFIX}{name.upper().replace('-', '_')}"
+
+
 def load(name: str) -> Implementation:
-    """The implementation registered as ``name``; PluginError if unknown, registered twice, broken or too old."""
-    registered = entries().get(name, [])
+    """The implementation registered as ``name``; PluginError if unknown, registered twice, broken or too old.
+
+    A name may carry a mark (see ``registered_name``), which says nothing to the plugin.
+    """
+    name = registered_name(name)
+    exact, approximate = entries().get(name, []), entries(approximate=True).get(name, [])
+    registered = exact + approximate
     if not registered:
         raise PluginError(f"no implementation is registered as {name!r}")
     if len(registered) > 1:
@@ -71,6 +93,7 @@ def load(name: str) -> Implementation:
         raise PluginError(f"{entry.origin} does not import: {type(error).__name__}: {error}") from error
     _check(implementation, entry)
     implementation.name = name
+    implementation.approximate = bool(approximate)
     return implementation
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench.harness.contract import (
     Capabilities,
     Device,
+    Dropout,
     Implementation,
     Prepared,
     Unavailable,
@@ -47,6 +48,7 @@ class FlashAttention(Implementation):
         return True
 
     def prepare(self, problem: Problem, device: Device) -> Prepared:
+        self.require(problem, device)
         flash_attn_func = importlib.import_module(self.module).flash_attn_func
         options = self._options(problem)
         with_lse = {**options, self.lse_option: True}
@@ -63,9 +65,27 @@ class FlashAttention(Implementation):
 
         return Prepared(attend, attend_with_lse if self.has_lse(problem) else None)
 
+    def standalone(self, problem: Problem, device: Device) -> str:
+        options = {name: value for name, value in self._options(problem).items() if name != "softmax_scale"}
+        told = "".join(f"{name}={value!r}, " for name, value in options.items())
+        return f"""
+from {self.module} import flash_attn_func
+
+
+def attend(q, k, v):
+    found = flash_attn_func(q, k, v, {told}softmax_scale=SCALE)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def attend_with_lse(q, k, v):
+    return flash_attn_func(q, k, v, {told}softmax_scale=SCALE, {self.lse_option}=True)[:2]
+"""
+
     def _options(self, problem: Problem) -> dict[str, Any]:
         mask = problem.mask
         options: dict[str, Any] = {"softmax_scale": problem.softmax_scale, "causal": mask.kind == "causal"}
+        if problem.dropout_p:
+            options["dropout_p"] = problem.dropout_p
         if mask.kind == "window":
             options["window_size"] = tuple(
                 self.unbounded if side is None else side for side in (mask.left, mask.right)
@@ -84,12 +104,17 @@ class FlashAttention2(FlashAttention):
         compute_capability=((8, 0), (99, 9)),
         masks=BANDS,
         head_dim_multiple=1,
+        contiguous_head_dim=True,
+        dropout=True,
     )
 
     def unavailable(self, device: Device) -> Unavailable | None:
         return super().unavailable(device) or missing_module(
             self.module, "pip install flash-attn --no-build-isolation"
         )
+
+    def dropout_effective(self, p: float) -> Dropout:
+        return Dropout.by_bytes(p)
 
     def has_lse(self, problem: Problem) -> bool:
         # It returns +inf, not -inf, for a row with nothing to attend to.
@@ -107,10 +132,12 @@ class FlashAttention3(FlashAttention):
         hopper = ((9, 0), (9, 0))
         if missing_module("flash_attn_interface", "") is None:
             self.module, self.package = "flash_attn_interface", "flash-attn-3"
-            self.capabilities = Capabilities(compute_capability=hopper, masks=BANDS)
+            self.capabilities = Capabilities(compute_capability=hopper, masks=BANDS, contiguous_head_dim=True)
         else:
             self.module, self.package = "fa3_fwd_interface", "fa3-fwd"
-            self.capabilities = Capabilities(compute_capability=hopper, dtypes=("bf16",), backward=False)
+            self.capabilities = Capabilities(
+                compute_capability=hopper, dtypes=("bf16",), backward=False, contiguous_head_dim=True
+            )
 
     def unavailable(self, device: Device) -> Unavailable | None:
         return super().unavailable(device) or missing_module(self.module, "pip install fa3-fwd")

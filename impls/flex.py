@@ -64,7 +64,29 @@ class Flex(Implementation):
         ]
         return found
 
+    def standalone(self, problem: Problem, device: Device) -> str:
+        return """
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+heads_of_mask = visible.shape[0]
+block_mask = None if bool(visible.all()) else create_block_mask(
+    lambda b, h, i, j: visible[h if heads_of_mask > 1 else 0, i, j], None, HEADS, SEQLEN_Q, SEQLEN_K, DEVICE
+)
+compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def attend_with_lse(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = compiled(q, k, v, block_mask=block_mask, scale=SCALE, enable_gqa=HEADS != KV_HEADS, return_lse=True)
+    return out.transpose(1, 2), lse
+
+
+def attend(q, k, v):
+    return attend_with_lse(q, k, v)[0]
+"""
+
     def prepare(self, problem: Problem, device: Device) -> Prepared:
+        self.require(problem, device)
         import torch
         from torch._dynamo import config as dynamo_config
         from torch._functorch import config as functorch_config

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attnbench.harness.contract import Capabilities, Device, Implementation, Prepared
+from attnbench.harness.contract import Capabilities, Device, Dropout, Implementation, Prepared, Unsupported
 from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import DTYPES, Problem
 
@@ -40,7 +40,7 @@ class Sdpa(Implementation):
 
     def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
         if device.kind == "cpu" and self.on_cpu:
-            found = self.on_cpu.reasons(problem, device)
+            found = self.on_cpu.reasons(problem, device) + self._undefined(problem, device)
             if problem.direction != "fwd" and problem.dtype in ("fp16", "bf16"):
                 # Seen with torch 2.13: errors 2 to 4 times those of the materialised form, growing with the rows.
                 found.append(f"the CPU kernel sums dk and dv in {problem.dtype}, beyond the error budget")
@@ -50,16 +50,36 @@ class Sdpa(Implementation):
             return found
         if problem.batch == 0:
             found.append("batch 0 is refused by the kernel")
-        found += [
-            f"last dimension of {name} is not contiguous"
-            for name, strides in problem.strides
-            if name != "dout" and strides[3] != 1
-        ]
-        if has_empty_row(problem):
-            found.append("a row with nothing to attend to is not defined by the kernel")
-        return found
+        return found + self._undefined(problem, device)
+
+    def _undefined(self, problem: Problem, device: Device) -> list[str]:
+        """What torch would answer all the same, wrongly."""
+        if self.backend == "MATH":
+            return []
+        if device.kind == "cuda":
+            found = (
+                ["a row with nothing to attend to is not defined by the kernel"]
+                if has_empty_row(problem)
+                else []
+            )
+            if problem.batch == 0 and self.backend == "CUDNN_ATTENTION":
+                found.append("a batch of none comes back as None")
+            return found
+        if problem.mask.kind == "causal" and problem.softmax_scale <= 0:
+            # Seen with torch 2.13: the -inf of a hidden pair is multiplied by the scale. With attn_mask it is right.
+            return [f"the CPU kernel's is_causal returns NaN for scale {problem.softmax_scale:g}"]
+        return []
+
+    def repeats(self, device: Device) -> tuple[str, ...]:
+        fixed_order = device.kind == "cpu" or self.backend == "MATH"
+        return ("fwd", "bwd") if fixed_order else super().repeats(device)
+
+    def dropout_effective(self, p: float) -> Dropout:
+        return Dropout.by_bytes(p) if self.backend == "FLASH_ATTENTION" else super().dropout_effective(p)
 
     def prepare(self, problem: Problem, device: Device) -> Prepared:
+        if undefined := self._undefined(problem, device):
+            raise Unsupported("; ".join(undefined))
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.nn.functional import scaled_dot_product_attention
 
@@ -68,6 +88,7 @@ class Sdpa(Implementation):
             **self._mask_arguments(problem, device),
             "scale": problem.softmax_scale,
             "enable_gqa": problem.heads != problem.kv_heads,
+            "dropout_p": problem.dropout_p,
         }
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -77,20 +98,53 @@ class Sdpa(Implementation):
 
         return Prepared(attend)
 
+    def standalone(self, problem: Problem, device: Device) -> str:
+        written = {
+            "full": "",
+            "is_causal": "is_causal=True, ",
+            "lower_right": "attn_mask=causal_lower_right(SEQLEN_Q, SEQLEN_K), ",
+            "dense": "attn_mask=visible[None], ",
+        }
+        arguments = written[self._mask_form(problem, device)]
+        return f"""
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attend(q, k, v):
+    with sdpa_kernel(SDPBackend.{self.backend}):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return scaled_dot_product_attention(
+            q, k, v, {arguments}scale=SCALE, enable_gqa=HEADS != KV_HEADS, dropout_p={problem.dropout_p!r}
+        ).transpose(1, 2)
+"""
+
     def _mask_arguments(self, problem: Problem, device: Device) -> dict[str, Any]:
         """The mask as SDPA takes it: nothing, is_causal, or an attn_mask."""
         import torch
         from torch.nn.attention.bias import causal_lower_right
 
-        mask, rows, keys = problem.mask, problem.seqlen_q, problem.seqlen_k
-        if mask.kind == "full":
-            return {}
-        if mask.kind == "causal" and (rows == keys or mask.alignment == "top_left"):
-            return {"is_causal": True}
-        if mask.kind == "causal" and device.kind == "cuda" and self.backend != "MATH":
-            return {"attn_mask": causal_lower_right(rows, keys)}
+        rows, keys = problem.seqlen_q, problem.seqlen_k
+        match self._mask_form(problem, device):
+            case "full":
+                return {}
+            case "is_causal":
+                return {"is_causal": True}
+            case "lower_right":
+                return {"attn_mask": causal_lower_right(rows, keys)}
         every_row = torch.arange(rows, device=str(device))
-        return {"attn_mask": mask.dense(every_row, problem.heads, rows, keys)[None]}
+        return {"attn_mask": problem.mask.dense(every_row, problem.heads, rows, keys)[None]}
+
+    def _mask_form(self, problem: Problem, device: Device) -> str:
+        mask = problem.mask
+        if mask.kind == "full":
+            return "full"
+        if mask.kind == "causal" and (problem.seqlen_q == problem.seqlen_k or mask.alignment == "top_left"):
+            return "is_causal"
+        if mask.kind == "causal" and device.kind == "cuda" and self.backend != "MATH":
+            return "lower_right"
+        return "dense"
 
 
 def has_empty_row(problem: Problem) -> bool:
@@ -120,6 +174,7 @@ _ANY_SHAPE = Capabilities(
     head_dim_multiple=1,
     max_head_dim=65536,
     head_dim_v_differs=True,
+    dropout=True,
     min_seqlen=0,
 )
 
@@ -138,6 +193,8 @@ flash = Sdpa(
         devices=("cpu", "cuda"),
         compute_capability=((8, 0), (12, 1)),
         head_dim_multiple=1,
+        contiguous_head_dim=True,
+        dropout=True,
     ),
     on_cpu=Capabilities(
         devices=("cpu",),
@@ -147,6 +204,7 @@ flash = Sdpa(
         head_dim_multiple=1,
         max_head_dim=65536,
         min_seqlen=0,
+        contiguous_head_dim=True,
     ),
 )
 
@@ -162,6 +220,9 @@ efficient = Sdpa(
         max_head_dim=65536,
         head_dim_v_differs=True,
         gqa=False,
+        contiguous_head_dim=True,
+        stride_multiple=8,
+        dropout=True,
     ),
 )
 
@@ -173,6 +234,8 @@ cudnn = Sdpa(
         compute_capability=((8, 0), (12, 1)),
         alignments=("top_left",),
         head_dim_v_differs=True,
+        dropout=True,
         min_seqlen=2,
+        contiguous_head_dim=True,
     ),
 )

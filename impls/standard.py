@@ -1,6 +1,6 @@
 """Standard attention: the score matrix is materialised, in the problem's own dtype.
 
-S = scale Q K^T, P = softmax(S), O = P V (Dao et al. 2022, Algorithm 0). S and P are rounded to the problem's
+S = scale Q K^T, P = dropout(softmax(S)), O = P V (Dao et al. 2022, Algorithm 0). S and P are rounded to the problem's
 dtype; torch's softmax of a 16-bit tensor computes in fp32 and rounds its result. Memory is quadratic: S, P, and
 for a mask other than ``full`` one bool (1 or heads, seqlen_q, seqlen_k) built while preparing.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnbench.harness.contract import Capabilities, Device, Implementation, Prepared
+from attnbench.harness.contract import Capabilities, Device, Implementation, Modelled, Prepared
 from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import DTYPES, Problem
+from attnbench.harness.two_level import TwoLevelMemory
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,8 @@ class Standard(Implementation):
         head_dim_multiple=1,
         max_head_dim=65536,
         head_dim_v_differs=True,
+        dropout=True,
+        repeats=("fwd", "bwd"),
         min_seqlen=0,
     )
 
@@ -54,8 +57,15 @@ class Standard(Implementation):
             s = s.view(batch, heads, rows, keys)
             return s if hidden is None else s.masked_fill_(hidden, float("-inf"))
 
+        def dropped(p: torch.Tensor) -> torch.Tensor:
+            if not problem.dropout_p:
+                return p
+            # Not torch's dropout: it rounds the scale of what is kept to P's dtype.
+            drop = torch.empty_like(p, dtype=torch.bool).bernoulli_(problem.dropout_p)
+            return p.masked_fill(drop, 0) * (1 / (1 - problem.dropout_p))
+
         def output(s: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            p = s.softmax(dim=-1).view(*folded, keys)
+            p = dropped(s.softmax(dim=-1)).view(*folded, keys)
             out = torch.bmm(p, fold(v)).view(batch, heads, rows, problem.head_dim_v)
             return (out if empty is None else out.masked_fill(empty, 0)).transpose(1, 2)
 
@@ -72,6 +82,19 @@ class Standard(Implementation):
 
         # Scores rounded to 16 bits have lost their lse: off by up to |s|/256, which the oracle rightly refuses.
         return Prepared(attend, attend_with_lse if problem.dtype in ("fp32", "fp64") else None)
+
+    def modelled(self, problem: Problem, memory: TwoLevelMemory) -> Modelled | None:
+        if problem.dropout_p:
+            return None
+        from attnbench.impls.algorithms import closed_forms
+        from attnbench.impls.algorithms.standard_attention import StandardAttention
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return StandardAttention.apply(q, k, v, problem, memory)[0]
+
+        stays, _ = memory.block_rows(max(problem.head_dim, problem.head_dim_v))
+        forward, backward = closed_forms.standard_forward, closed_forms.standard_backward
+        return Modelled(attend, forward(problem, stays), backward(problem, stays))
 
 
 def _hidden_and_empty(

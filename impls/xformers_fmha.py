@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench.harness.contract import (
     Capabilities,
     Device,
+    Dropout,
     Implementation,
     Prepared,
     Unavailable,
@@ -24,6 +25,7 @@ from attnbench.harness.problem import Problem
 if TYPE_CHECKING:
     import torch
 
+STRIDE_MULTIPLE = 8
 SPLITK_CAUSAL_ROWS = 16
 SPLITK_HEAD_DIMS = (16, 32, 64, 128, 256, 512)
 
@@ -62,11 +64,6 @@ class XformersOperator(Implementation):
             found.append("batch 0 is not supported")
         if grouped and problem.direction != "fwd":
             found.append("grouped heads have no backward pass")
-        found += [
-            f"last dimension of {name} is not contiguous"
-            for name, strides in problem.strides
-            if name != "dout" and strides[3] != 1
-        ]
         empty_rows = problem.mask.alignment == "bottom_right" and problem.seqlen_q > problem.seqlen_k
         if self.module == "cutlass" and problem.mask.banded and empty_rows:
             found.append("a row with nothing to attend to is not defined by the kernel")
@@ -81,7 +78,11 @@ class XformersOperator(Implementation):
                 found.append(f"causal takes at most {SPLITK_CAUSAL_ROWS} queries and no more than keys")
         return found
 
+    def dropout_effective(self, p: float) -> Dropout:
+        return Dropout.by_bytes(p) if self.module == "flash" else super().dropout_effective(p)
+
     def prepare(self, problem: Problem, device: Device) -> Prepared:
+        self.require(problem, device)
         from xformers.ops import fmha
 
         operators = importlib.import_module(f"xformers.ops.fmha.{self.module}")
@@ -106,12 +107,40 @@ class XformersOperator(Implementation):
                 head_groups(k, shared=True),
                 head_groups(v, shared=True),
                 attn_bias=bias,
+                p=problem.dropout_p,
                 scale=problem.softmax_scale,
                 op=operator_pair,
             )
             return out.reshape(problem.out_shape)
 
         return Prepared(attend)
+
+    def standalone(self, problem: Problem, device: Device) -> str:
+        mask = problem.mask
+        if self.module == "triton_splitk":
+            return ""
+        bias = "None"
+        if mask.kind == "window":
+            far = problem.seqlen_q + problem.seqlen_k
+            left, right = (far if side is None else side for side in (mask.left, mask.right))
+            bias = f"attn_bias.LocalAttentionFromBottomRightMask(window_left={left}, window_right={right})"
+        elif mask.kind == "causal":
+            same = problem.seqlen_q == problem.seqlen_k or mask.alignment == "top_left"
+            bias = f"attn_bias.LowerTriangular{'' if same else 'FromBottomRight'}Mask()"
+        return f"""
+from xformers.ops import fmha
+from xformers.ops.fmha import attn_bias, {self.module}
+
+
+def attend(q, k, v):
+    group = HEADS // KV_HEADS
+    if group > 1:
+        q = q.unflatten(2, (KV_HEADS, group))
+        k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))
+    operators = ({self.module}.FwOp, {self.module + ".BwOp" if self.capabilities.backward else None})
+    out = fmha.memory_efficient_attention(q, k, v, attn_bias={bias}, p={problem.dropout_p!r}, scale=SCALE, op=operators)
+    return out.reshape(BATCH, SEQLEN_Q, HEADS, HEAD_DIM_V)
+"""
 
     def _bias(self, problem: Problem, device: Device) -> Any:
         """The mask as this operator takes it."""
@@ -146,23 +175,43 @@ cutlass = XformersOperator(
         alignments=ALIGNMENTS,
         max_head_dim=65536,
         head_dim_v_differs=True,
+        dropout=True,
+        contiguous_head_dim=True,
+        stride_multiple=STRIDE_MULTIPLE,
     ),
 )
 flash2 = XformersOperator(
     "xformers-flash2",
     "flash",
     "xformers' FlashAttention-2 operator, from flash_attn or torch",
-    Capabilities(compute_capability=((8, 0), (99, 9)), masks=("full", "causal", "window")),
+    Capabilities(
+        compute_capability=((8, 0), (99, 9)),
+        masks=("full", "causal", "window"),
+        dropout=True,
+        contiguous_head_dim=True,
+        stride_multiple=STRIDE_MULTIPLE,
+    ),
 )
 flash3 = XformersOperator(
     "xformers-flash3",
     "flash3",
     "xformers' FlashAttention-3 operator",
-    Capabilities(compute_capability=((9, 0), (9, 0)), masks=("full", "causal", "window")),
+    Capabilities(
+        compute_capability=((9, 0), (9, 0)),
+        masks=("full", "causal", "window"),
+        contiguous_head_dim=True,
+        stride_multiple=STRIDE_MULTIPLE,
+    ),
 )
 splitk = XformersOperator(
     "xformers-splitk",
     "triton_splitk",
     "xformers' Triton split-k operator for few queries against many keys",
-    Capabilities(compute_capability=((8, 0), (99, 9)), max_head_dim=512, backward=False),
+    Capabilities(
+        compute_capability=((8, 0), (99, 9)),
+        max_head_dim=512,
+        backward=False,
+        contiguous_head_dim=True,
+        stride_multiple=STRIDE_MULTIPLE,
+    ),
 )

@@ -36,15 +36,15 @@ def choose_devices(words: Sequence[str], gpus: Sequence[Gpu]) -> tuple[str, ...]
     return tuple(devices)
 
 
-def default_output(devices: Sequence[str], gpus: Sequence[Gpu]) -> Path:
-    """results/<device>/<date>-<commit>, with -2, -3 ... where that is taken."""
+def default_output(devices: Sequence[str], gpus: Sequence[Gpu], root: Path = Path("results")) -> Path:
+    """``root``/<device>/<date>-<commit>, with -2, -3 ... where that is taken."""
     from attnbench.harness.run.environment import commit
 
     kind, _, index = devices[0].partition(":")
     device = slug(gpus[int(index)].name) if kind == "cuda" else "cpu"
     today = datetime.datetime.now().astimezone().date()
     revision, dirty = commit()
-    folder = Path("results", device, f"{today:%Y-%m-%d}-{revision}{'-dirty' if dirty else ''}")
+    folder = Path(root, device, f"{today:%Y-%m-%d}-{revision}{'-dirty' if dirty else ''}")
     number = 2
     free = folder
     while free.exists():

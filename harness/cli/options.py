@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from attnbench.harness.problem import DIRECTIONS, DTYPES
@@ -34,6 +35,15 @@ def sizes(option: str, values: Sequence[str] | None) -> tuple[int, ...]:
         return tuple(parse_size(word) for word in split(values))
     except ValueError as error:
         raise RunError(f"{option}: {error}") from None
+
+
+def share(option: str, text: str) -> float:
+    """0.02 from ``2%`` or ``0.02``."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(%?)", text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value < 1:
+        raise RunError(f"{option} {text}: write a share such as 2% or 0.02")
+    return value
 
 
 def metrics(values: Sequence[str] | None, baseline: str | None) -> tuple[str, ...] | None:

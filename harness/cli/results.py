@@ -35,7 +35,7 @@ def report(
     """Write a run's tables; print their paths."""
     kinds = options.known("--format", "format", formats, FORMATS) or None
     chosen = options.metrics(metrics, baseline)
-    with _usage_errors():
+    with usage_errors():
         from attnbench.harness.report.write import write_report
 
         files = write_report(run, formats=kinds, baseline=baseline, metrics=chosen, out=output_dir)
@@ -51,7 +51,7 @@ def plot(
 ) -> None:
     """Draw a run's figures as PNG and SVG; print their paths."""
     chosen = options.metrics(metrics, baseline)
-    with _usage_errors():
+    with usage_errors():
         from attnbench.harness.report.write import write_plots
 
         files = write_plots(run, metrics=chosen, out=output_dir, baseline=baseline)
@@ -64,8 +64,8 @@ def print_paths(files: Sequence[Path], as_json: bool) -> None:
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
-    """A folder without records or a baseline that is not in it is what report raises ValueError for."""
+def usage_errors() -> Iterator[None]:
+    """What records are asked raises ValueError: for a folder without any, a baseline that is not in it."""
     try:
         yield
     except ValueError as error:

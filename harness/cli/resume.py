@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attnbench.harness.run.errors import RunError
+from attnbench.harness.run.gpus import Gpu
 from attnbench.harness.run.plan import GroupPlan
 
 # One run is measured in one way, or its cells cannot stand in one table.
@@ -40,6 +42,7 @@ class Recorded:
                     f"not {given[name]}; a run is measured in one way"
                 )
         recorded = {name: self.options[name] for name in (*METHOD, *PATIENCE)}
+        recorded["energy"] = self.options.get("energy", False)  # added to what is measured, at any time
         return recorded | {name: value for name, value in given.items() if value is not None}
 
     def check_device(self, devices: tuple[str, ...]) -> None:
@@ -48,6 +51,20 @@ class Recorded:
         if kinds != {device.partition(":")[0] for device in devices}:
             raise RunError(
                 f"--resume {self.folder}: the run is on {', '.join(self.devices)}, not {devices[0]}"
+            )
+
+    def check_ground(self, devices: tuple[str, ...], gpus: Sequence[Gpu]) -> None:
+        """RunError where the figures to come would stand on another card, commit or library than those there are."""
+        from attnbench.harness.run.environment import FILE, differences, ground, ground_here
+
+        try:
+            recorded = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # ended before it was written: nothing was measured yet
+        names = [gpus[int(device.partition(":")[2])].name if device != "cpu" else "cpu" for device in devices]
+        if found := differences(ground(recorded), ground_here(names)):
+            raise RunError(
+                f"--resume {self.folder}: {'; '.join(found)}; --resume-anyway goes on, and the run says so"
             )
 
     def only_suite(self) -> str:

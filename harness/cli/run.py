@@ -22,7 +22,7 @@ from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.plan import Filters, GroupPlan, make_plan, merge_plans, select_impls
 from attnbench.harness.run.progress import make_progress
 from attnbench.harness.run.record import Cell, Status
-from attnbench.harness.run.suite import load_suite, suite_names
+from attnbench.harness.run.suite import load_suite, read_suite, suite_names
 
 if TYPE_CHECKING:
     from attnbench.harness.run.runner import RunOptions, RunSummary
@@ -34,6 +34,7 @@ _measure = partial(typer.Option, rich_help_panel="How to measure")
 _output = partial(typer.Option, rich_help_panel="Where to and how loud")
 
 RESUME = "Go on with the run in this folder; with --suite or filters, add their groups to it."
+ANYWAY = "Go on though GPU model, commit or a library differ; the report says so."
 DEVICE = "cpu, cuda, or cuda:0,cuda:1 to spread the groups (default the first GPU, else cpu)."
 
 
@@ -47,6 +48,7 @@ def run(
     headdim: Annotated[Words, _select(help="64,128.")] = None,
     causal: Annotated[str | None, _select(help="true, false or both.")] = None,
     resume: Annotated[Path | None, _select(metavar="RUN_DIR", help=RESUME)] = None,
+    resume_anyway: Annotated[bool, _select("--resume-anyway", help=ANYWAY)] = False,
     device: Annotated[Words, _measure(help=DEVICE)] = None,
     rounds: Annotated[int | None, _measure(help="Interleaved rounds (default 5).", min=1)] = None,
     samples: Annotated[int | None, _measure(help="Samples a round (default 5).", min=1)] = None,
@@ -55,6 +57,9 @@ def run(
     ] = None,
     hot: Annotated[bool | None, _measure("--hot", help="Leave the L2 cache as it is.")] = None,
     cudagraph: Annotated[bool | None, _measure("--cudagraph", help="Time CUDA graph replays.")] = None,
+    energy: Annotated[
+        bool, _measure("--energy", help="Count joules too: two seconds of calls a cell, on a GPU.")
+    ] = False,
     no_memory: Annotated[bool, _measure("--no-memory", help="Leave out the memory peaks.")] = False,
     seed: Annotated[int | None, _measure(help="Of inputs and order (default 0).")] = None,
     keep_going: Annotated[
@@ -72,20 +77,28 @@ def run(
     """Judge and time implementations on a suite; print the paths of the records, tables and plots written."""
     filters = options.filters(dtype, seqlen, headdim, causal, mode)
     chosen_metrics = options.metrics(metrics, baseline)
+    if resume_anyway and not resume:
+        raise RunError("--resume-anyway: name the run's folder with --resume")
     recorded = read_recorded(resume) if resume else None
     gpus = visible_gpus()
     devices = machine.choose_devices(options.split(device) or (recorded.devices if recorded else ()), gpus)
     given: dict[str, Any] = {
         "seed": seed, "rounds": rounds, "samples": samples, "hot": hot, "cudagraph": cudagraph,
-        "memory": False if no_memory else None, "time_limit_s": time_limit,
+        "memory": False if no_memory else None, "time_limit_s": time_limit, "energy": energy or None,
         "fail_fast": None if keep_going is None else not keep_going,
     }  # fmt: skip
     if cudagraph and "cpu" in devices:
         raise RunError("--cudagraph needs a CUDA device, and this run is on cpu")
     if recorded:
         recorded.check_device(devices)
+        if not resume_anyway:
+            recorded.check_ground(devices, gpus)
         given = recorded.options_with(given)
-    plans = _plans(suite, _impls(only, skip, recorded), filters, devices, given["seed"] or 0, recorded)
+        if (only or skip) and suite is None and filters == Filters():
+            raise RunError(f"--only and --skip: the groups of {resume} keep their implementations; with --suite or a "
+                           "filter they choose those of the groups to add")  # fmt: skip
+    impls = _impls(suite, only, skip, recorded)
+    plans = _plans(suite, impls, filters, devices, given["seed"] or 0, recorded)
     planned = list(dict.fromkeys(impl for plan in plans for impl in plan.impls))
     if baseline and baseline not in planned:
         raise RunError(f"--baseline: {unknown_word('implementation', baseline, planned)}")
@@ -99,10 +112,10 @@ def run(
     if not quiet:
         typer.echo(_in_words(summary), err=True)
 
-    from attnbench.harness.report.write import write_all
+    from attnbench.harness.report.write import write_report
 
     files = [*journal.parts(folder), folder / "environment.json"]
-    files += write_all(folder, baseline=baseline, metrics=chosen_metrics)
+    files += write_report(folder, baseline=baseline, metrics=chosen_metrics)
     counts = _answers(folder)
     code = exit_code(counts)
     if as_json:
@@ -132,12 +145,14 @@ def _answers(folder: Path) -> Counter[str]:
     return Counter(record.status for record in records if isinstance(record, Cell))
 
 
-def _impls(only: Words, skip: Words, recorded: Recorded | None) -> tuple[str, ...]:
+def _impls(suite: str | None, only: Words, skip: Words, recorded: Recorded | None) -> tuple[str, ...]:
+    """Approximations take part where the suite says so, and where they are named."""
     chosen, left_out = options.split(only), options.split(skip)
     # Groups added to a run meet the implementations that its other groups met, unless told otherwise.
     if recorded and not chosen and not left_out:
         return recorded.plans[0].impls
-    return select_impls(entries(), chosen, left_out)
+    wanted = bool(chosen) or (suite is not None and read_suite(suite).approximations)
+    return select_impls([*entries(), *(entries(approximate=True) if wanted else ())], chosen, left_out)
 
 
 def _plans(

@@ -23,11 +23,15 @@ def list_(as_json: AsJson = False) -> None:
     suites = [read_suite(name) for name in suite_names()]
     counts = {suite.name: {kind: len(suite.on(kind)) for kind in DEVICES} for suite in suites}
     found = registry.entries()
+    approximations = registry.entries(approximate=True)
     if as_json:
         document = {
             "suites": [{"name": s.name, "why": s.why, "problems": counts[s.name]} for s in suites],
             "implementations": [
                 dataclasses.asdict(entry) for registered in found.values() for entry in registered
+            ],
+            "approximations": [
+                dataclasses.asdict(entry) for registered in approximations.values() for entry in registered
             ],
         }
         typer.echo(json.dumps(document, indent=1))
@@ -46,6 +50,16 @@ def list_(as_json: AsJson = False) -> None:
             for entry in registered
         ],
     )
+    if approximations:
+        print_table(
+            "Approximations",
+            ("approximation", "distribution", "version"),
+            [
+                (entry.name, entry.distribution, entry.version)
+                for registered in approximations.values()
+                for entry in registered
+            ],
+        )
 
 
 def doctor(

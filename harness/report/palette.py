@@ -10,13 +10,16 @@ import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Paul Tol's "muted" scheme and two of Okabe and Ito's: told apart with every common colour vision deficiency.
+# Paul Tol's "muted" scheme and Okabe and Ito's, which are told apart with every common colour vision deficiency, then
+# more of the same lightness: as many as there are backends to show. Where two come close, the markers differ.
 COLOURS = (
-    "#332288", "#44AA99", "#117733", "#999933", "#D55E00", "#CC6677", "#882255", "#AA4499", "#0072B2", "#E69F00",
+    "#332288", "#44AA99", "#117733", "#999933", "#D55E00", "#CC6677", "#882255", "#AA4499",
+    "#0072B2", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F", "#E31A1C", "#7CB518",
+    "#F781BF", "#17BECF", "#6A3D9A", "#F0C808", "#4F6D7A", "#B8A1E0",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-# Chosen so that the names of the usual backends spread over the colours.
-SALT = "215390"
+# Chosen so that the usual backends have a colour each, and the fastest of them colours far apart.
+SALT = "848627"
 
 
 class Style(NamedTuple):

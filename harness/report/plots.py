@@ -12,6 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
@@ -20,12 +21,14 @@ import seaborn as sns
 from matplotlib import ticker
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from attnbench.harness.problem import DIRECTIONS
 from attnbench.harness.report.axes import Layout, lay_out
 from attnbench.harness.report.metrics import METRICS, Metric
 from attnbench.harness.report.palette import Style, styles
 from attnbench.harness.report.ranking import rank
+from attnbench.harness.report.roofline import has_roofline, roofline
 from attnbench.harness.report.tables import DIRECTION_TITLES, RANKED_BY, in_reading_order, length_text
 
 if TYPE_CHECKING:
@@ -73,6 +76,15 @@ def plots(table: pd.DataFrame, metrics: Sequence[Metric], baseline: str | None =
             continue
         order = {family: rank(table, METRICS[name], direction).order for family, name in RANKED_BY.items()}
         layout = lay_out(posed)
+        if any(metric.name == "percent_of_floor" for metric in metrics) and has_roofline(posed):
+            ranked = [
+                impl for impl in order["time"] if impl in set(posed.loc[posed["tflops"].notna(), "impl"])
+            ]
+            yield Plot(
+                f"roofline_{direction}",
+                f"Roofline, {DIRECTION_TITLES[direction]}",
+                partial(roofline, posed, ranked, style),
+            )
         for metric in metrics:
             title = f"{metric.title} {baseline}" if metric.name == "speedup" and baseline else metric.title
             yield from _plots(
@@ -100,15 +112,16 @@ def _plots(
 
         def draw(cells: pd.DataFrame = cells, impls: list[str] = impls, heading: str = heading) -> Figure:
             if layout.by_length:
-                return _against_length(cells, metric, heading, layout.x_title, impls, style)
+                return _against_length(cells, layout, metric, heading, impls, style)
             return _problem_by_problem(cells, metric, heading, impls, style)
 
         yield Plot(name, heading, draw)
 
 
 def _against_length(
-    cells: pd.DataFrame, metric: Metric, title: str, x_title: str, impls: list[str], style: dict[str, Style]
+    cells: pd.DataFrame, layout: Layout, metric: Metric, title: str, impls: list[str], style: dict[str, Style]
 ) -> Figure:
+    """cells: those of the layout that the figure shows."""
     rows = sorted(cells["row"].unique(), key=lambda text: int(text.split()[-1]))
     columns = list(dict.fromkeys(in_reading_order(cells)["column"]))
     with sns.axes_style("whitegrid", GRID):
@@ -121,7 +134,8 @@ def _against_length(
             here = cells[(cells["row"] == row) & (cells["column"] == column)]
             if here.empty:
                 axes.text(0.5, 0.5, "no figures", transform=axes.transAxes, ha="center", color="#9aa4b1")
-            lengths = pd.Index(sorted(here["x"].unique()))
+            posed = layout.cells[(layout.cells["row"] == row) & (layout.cells["column"] == column)]
+            lengths = pd.Index(sorted(posed["x"].unique()))
             for lane, impl in reversed(list(enumerate(impls))):
                 # A length it has no figure for stays in as a gap: a line drawn across would claim one.
                 own = here[here["impl"] == impl].set_index("x").reindex(lengths)
@@ -130,7 +144,7 @@ def _against_length(
             axes.set_title(_panel_title(f"{row}, {column}"))
     _scale_lengths(panels[0][0], sorted(cells["x"].unique()))
     _scale_figures(panels[0][0].yaxis, metric)
-    figure.supxlabel(x_title, fontsize=9.5)
+    figure.supxlabel(layout.x_title, fontsize=9.5)
     figure.supylabel(metric.label, fontsize=9.5)
     _finish(figure, title, metric, impls, style)
     return figure
@@ -266,5 +280,9 @@ def _encode(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     if kind == "svg":
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
         return target.getvalue()
-    figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return target.getvalue()
+    figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
+    # A few colours and their blends with white: a palette shows them all, in a third of the bytes.
+    small = io.BytesIO()
+    with Image.open(target) as drawn:
+        drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()

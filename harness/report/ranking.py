@@ -56,7 +56,8 @@ class Ranking:
 
 
 def rank(table: pd.DataFrame, metric: Metric, direction: str) -> Ranking:
-    """Ranking of every implementation of ``direction`` by a metric of the time or memory family.
+    """Ranking of every exact implementation of ``direction`` by a metric of the time or memory family; approximations
+    are listed unranked.
 
     table: the frame of one run. While the ranked ones have too little in common (``LEAST_COMMON``), the one that
     completed the fewest cells stops being ranked.
@@ -65,9 +66,10 @@ def rank(table: pd.DataFrame, metric: Metric, direction: str) -> Ranking:
     done = posed[(posed["status"] == "OK") & (posed[metric.column] > 0)]
     cells = {impl: set(own["group"]) for impl, own in done.groupby("impl")}
     covered = {impl: len(cells.get(impl, ())) for impl in posed["impl"].unique()}
-    by_coverage = sorted(covered, key=lambda impl: (-covered[impl], impl))
-    ranked = [impl for impl in by_coverage if covered[impl]]
-    least = LEAST_COMMON * done["group"].nunique()
+    approximate = set(posed.loc[posed["approximate"].fillna(value=False), "impl"])
+    by_coverage = sorted(covered, key=lambda impl: (impl in approximate, -covered[impl], impl))
+    ranked = [impl for impl in by_coverage if covered[impl] and impl not in approximate]
+    least = LEAST_COMMON * done.loc[~done["impl"].isin(approximate), "group"].nunique()
     while ranked and len(common := set.intersection(*(cells[impl] for impl in ranked))) < least:
         ranked.pop()
     if not ranked:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import markupsafe
 
+from attnbench.harness.report.escape import markdown_escape
 from attnbench.harness.report.summary import Summary
 from attnbench.harness.report.tables import DIRECTION_TITLES, NOT_RUNNABLE, Tables, figure
 
@@ -29,11 +30,11 @@ _LATEX = {
     "|": r"\textbar{}", "×": r"$\times$", "µ": r"$\mu$", "–": "--", "…": r"\dots{}", "\n": " ",
 }  # fmt: skip
 _LATEX_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
 
-def markdown(tables: Tables, summary: Summary) -> str:
-    text = _render("tables.md.j2", _markdown_escape, tables=tables, summary=summary)
+def markdown(tables: Tables, summary: Summary, plots: Sequence[tuple[str, PurePath]] = ()) -> str:
+    """plots: title and file of each figure, relative to the document."""
+    text = _render("tables.md.j2", markdown_escape, tables=tables, summary=summary, plots=plots)
     return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
 
@@ -70,12 +71,6 @@ LATEX_DELIMITERS: dict[str, Any] = {
     "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
     "comment_start_string": "<#", "comment_end_string": "#>",
 }  # fmt: skip
-
-
-def _markdown_escape(value: Any) -> str:
-    """Text that GitHub's Markdown shows as it is, within one line of a table."""
-    escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(escaped.split()))
 
 
 def _render(

@@ -55,6 +55,7 @@ def _facts(environment: dict[str, Any], devices: str) -> list[tuple[str, str]]:
         ("command", shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")),
         ("commit", f"{commit}{dirty}" if commit else ""),
         ("versions", ", ".join(versions)),
+        *(("resumed", str(later.get("started") or "at an unknown time")) for later in _resumed(environment)),
     ]
     return [(name, text) for name, text in facts if text]
 
@@ -77,10 +78,23 @@ def _warnings(run: Run, table: pd.DataFrame) -> list[str]:
     found = [str(warning) for warning in environment.get("warnings") or []]
     if environment.get("dirty"):
         found.append("the sources had uncommitted changes: the commit does not name what was run")
-    foreign = Counter(process for group in run.groups for process in group.foreign)
+    found += [
+        f"resumed {later.get('started')} on other ground: {difference}"
+        for later in _resumed(environment)
+        for difference in later.get("differs") or []
+    ]
+    if run.missing:
+        planned = len(run.missing) + len(run.groups)
+        found.append(
+            f"{len(run.missing)} of {planned} planned groups have no records; bench run --resume completes them: "
+            f"{', '.join(plan.group for plan in run.missing)}"
+        )
+    foreign = Counter(process for group in run.groups for process in group.foreign or ())
     found += [
         f"another process was on the GPU during {n} groups: {process}" for process, n in foreign.items()
     ]
+    if untold := sum(group.foreign is None and group.device != "cpu" for group in run.groups):
+        found.append(f"whether another process was on the GPU could not be told during {untold} groups")
     timed = table[table["rounds"].notna()]
     causes = Counter(cause for text in timed["throttle"] for cause in text.split(", ") if cause)
     found += [
@@ -94,7 +108,7 @@ def _warnings(run: Run, table: pd.DataFrame) -> list[str]:
     if single := int((timed["rounds"] < 2).sum()):
         found.append(f"{single} of {len(timed)} timed cells have one round, hence no interval")
     of_cells = Counter(warning for cell in run.cells for warning in cell.warnings)
-    found += [f"{count} cells: {warning}" for warning, count in of_cells.most_common()]
+    found += [f"{count} cell{'s' * (count > 1)}: {warning}" for warning, count in of_cells.most_common()]
     return found + _folded(run.problems)
 
 
@@ -105,6 +119,10 @@ def _folded(problems: list[str]) -> list[str]:
         places = [problem.partition(": ")[0] for problem in alike]
         found.append(f"{places[0]}{f' to {places[-1]}' if len(places) > 1 else ''}: {why}")
     return found
+
+
+def _resumed(environment: dict[str, Any]) -> list[dict[str, Any]]:
+    return [later for later in environment.get("resumed") or [] if isinstance(later, dict)]
 
 
 def _devices(environment: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import pandas as pd
 from attnbench.harness.masks import KINDS, Mask
 from attnbench.harness.problem import DIRECTIONS
 from attnbench.harness.report import stats
-from attnbench.harness.report.frame import PROBLEM_KEY
+from attnbench.harness.report.frame import NOT_RECORDED, PROBLEM_KEY
 from attnbench.harness.report.metrics import METRICS, Metric
 from attnbench.harness.report.ranking import Ranking, rank
 
@@ -205,11 +205,12 @@ def _table(
 
 
 def _never_ran(posed: pd.DataFrame, impl: str) -> bool:
-    return bool(posed.loc[posed["impl"] == impl, "status"].isin(NOT_RUNNABLE).all())
+    return bool(posed.loc[posed["impl"] == impl, "status"].isin((*NOT_RUNNABLE, NOT_RECORDED)).all())
 
 
 def _why_never(posed: pd.DataFrame, impl: str) -> str:
     own = posed[posed["impl"] == impl]
+    own = own[own["status"] != NOT_RECORDED] if (own["status"] != NOT_RECORDED).any() else own
     return "; ".join(
         dict.fromkeys(f"{status}: {reason}" for status, reason in own[["status", "reason"]].to_numpy())
     )
@@ -221,10 +222,12 @@ def _entries(
     found = []
     for impl in impls:
         if impl not in cells.index:
-            found.append(Entry(status="not recorded"))
+            found.append(Entry(status=NOT_RECORDED))
             continue
         cell = cells.loc[impl]
-        if cell["status"] != "OK":
+        if cell["status"] == NOT_RECORDED:
+            found.append(Entry(NOT_RECORDED, status=NOT_RECORDED))
+        elif cell["status"] != "OK":
             note = notes.number(f"{cell['status']}: {cell['reason']}")
             found.append(
                 Entry(cell["status"], status=cell["status"], reason=_short(cell["reason"]), note=note)
@@ -233,7 +236,9 @@ def _entries(
             found.append(Entry(status="OK"))
         else:
             mark = marks.get((cell["group"], impl), "")
-            found.append(Entry(figure(cell[metric.column]), mark, _interval(cell, metric), "OK"))
+            beside = f" {cell[metric.beside]}" if metric.beside else ""
+            text = f"{figure(cell[metric.column])}{beside}"
+            found.append(Entry(text, mark, _interval(cell, metric), "OK"))
     return found
 
 
@@ -241,7 +246,8 @@ def _marks(posed: pd.DataFrame, metric: Metric) -> dict[tuple[str, str], str]:
     """Best and tied by (group, implementation). Of timed figures, one is tied when the interval of its ratio to the
     best, paired by round, holds 1 (drift of the card is in both, and cancels); of memory, when it reads the same."""
     marks: dict[tuple[str, str], str] = {}
-    done = posed[(posed["status"] == "OK") & posed[metric.column].notna()]
+    exact = ~posed["approximate"].fillna(value=False)
+    done = posed[(posed["status"] == "OK") & posed[metric.column].notna() & exact]
     for group, cells in done.groupby("group"):
         if len(cells) < 2:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILES = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
+WITH_FIGURES = ("md", "html")
 PLOTS = "plots"
 MOST_FILE_BYTES = 2_000_000
 
@@ -29,16 +30,36 @@ def write_report(
     baseline: str | None = None,
     metrics: Sequence[str] | None = None,
     out: Path | None = None,
+    draw: bool = True,
 ) -> list[Path]:
-    """Writes the tables of a run in ``formats`` (keys of FILES; None: all) under ``out`` (None: the run's folder).
+    """Writes the tables of a run in ``formats`` (keys of FILES; None: all) under ``out`` (None: the run's folder), and
+    its figures under ``plots`` there, if one of the formats shows figures. Called at the end of each run, too.
 
     baseline: implementation the speed-ups are over; without one there is no speed-up. metrics: names out of METRICS,
-    None for the default ones. ValueError for an unknown name, LoadError for a folder without records.
+    None for the default ones. draw: False leaves the figures as they are; Markdown names them, HTML goes without.
+    ValueError for an unknown name, LoadError for a folder without records.
     """
-    run, table, chosen = _read(run_folder, baseline, metrics)
-    shown = list(plots(table, chosen, baseline)) if formats is None or "html" in formats else []
-    images = [(plot, plot.encode("svg", "png")) for plot in shown]
-    return _write_tables(run, table, chosen, baseline, formats, images, out or run.folder)
+    chosen = list(FILES) if formats is None else list(dict.fromkeys(formats))
+    for kind in chosen:
+        if kind not in FILES:
+            raise ValueError(f"unknown format {kind!r}{did_you_mean(kind, list(FILES))}")
+    run, table, shown = _read(run_folder, baseline, metrics)
+    folder = out or run.folder
+    figures = list(plots(table, shown, baseline)) if set(chosen) & set(WITH_FIGURES) else []
+    images = _encoded(figures) if draw else []
+    tables, summary = build(table, shown, baseline), summarise(run, table)
+    named = [(figure.title, Path(PLOTS, f"{figure.name}.png")) for figure in figures]
+    embedded = [(figure.title, files) for figure, files in images]
+    write = {
+        "md": lambda: render.markdown(tables, summary, named),
+        "csv": lambda: render.csv(table),
+        "tex": lambda: render.latex(tables, summary),
+        "html": lambda: render.html(tables, summary, embedded, MOST_FILE_BYTES),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in chosen:
+        (folder / FILES[kind]).write_text(write[kind](), encoding="utf-8")
+    return [folder / FILES[kind] for kind in chosen] + _write_images(images, folder / PLOTS)
 
 
 def write_plots(
@@ -50,18 +71,7 @@ def write_plots(
 ) -> list[Path]:
     """Writes the figures of a run as PNG and SVG under ``out`` (None: plots/ in the run's folder); see write_report."""
     run, table, chosen = _read(run_folder, baseline, metrics)
-    images = [(plot, plot.encode("svg", "png")) for plot in plots(table, chosen, baseline)]
-    return _write_images(images, out or run.folder / PLOTS)
-
-
-def write_all(
-    run_folder: Path, *, baseline: str | None = None, metrics: Sequence[str] | None = None
-) -> list[Path]:
-    """What both write, every format, into the run's folder: drawn once. Called at the end of each run."""
-    run, table, chosen = _read(run_folder, baseline, metrics)
-    images = [(plot, plot.encode("svg", "png")) for plot in plots(table, chosen, baseline)]
-    written = _write_tables(run, table, chosen, baseline, None, images, run.folder)
-    return written + _write_images(images, run.folder / PLOTS)
+    return _write_images(_encoded(plots(table, chosen, baseline)), out or run.folder / PLOTS)
 
 
 def _read(
@@ -77,35 +87,13 @@ def _read(
     return run, with_speedup(table, baseline), chosen
 
 
-def _write_tables(
-    run: Run,
-    table: pd.DataFrame,
-    metrics: list[Metric],
-    baseline: str | None,
-    formats: Sequence[str] | None,
-    images: list[tuple[Plot, dict[str, bytes]]],
-    out: Path,
-) -> list[Path]:
-    chosen = list(FILES) if formats is None else list(dict.fromkeys(formats))
-    for kind in chosen:
-        if kind not in FILES:
-            raise ValueError(f"unknown format {kind!r}{did_you_mean(kind, list(FILES))}")
-    tables, summary = build(table, metrics, baseline), summarise(run, table)
-    embedded = [(plot.title, files) for plot, files in images]
-    write = {
-        "md": lambda: render.markdown(tables, summary),
-        "csv": lambda: render.csv(table),
-        "tex": lambda: render.latex(tables, summary),
-        "html": lambda: render.html(tables, summary, embedded, MOST_FILE_BYTES),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for kind in chosen:
-        (out / FILES[kind]).write_text(write[kind](), encoding="utf-8")
-    return [out / FILES[kind] for kind in chosen]
+def _encoded(figures: Iterable[Plot]) -> list[tuple[Plot, dict[str, bytes]]]:
+    return [(figure, figure.encode("svg", "png")) for figure in figures]
 
 
 def _write_images(images: list[tuple[Plot, dict[str, bytes]]], out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
+    if images:
+        out.mkdir(parents=True, exist_ok=True)
     written = []
     for plot, files in images:
         for kind, content in files.items():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnbench.harness import registry
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.process import REFEREE, Worker, WorkerLost
@@ -30,13 +31,23 @@ class Failure(Exception):
 class Crew:
     """Asks implementations by name. Every failure of a worker comes back as Failure, and only the worker is lost."""
 
-    def __init__(self, device: str, logs: Path, time_limit_s: float) -> None:
+    def __init__(
+        self,
+        device: str,
+        logs: Path,
+        time_limit_s: float,
+        path_of: Callable[[str], Sequence[str]] = registry.search_path,
+    ) -> None:
+        """path_of: the site folders that a member's process finds first."""
         self.device = device
         self.versions: dict[str, str] = {}
+        self.approximate: dict[str, bool] = {}
+        self.sources: dict[str, str] = {}
         self.compile_processes: dict[str, int] = {}
         self.device_facts: dict[str, Any] = {}
         self._logs = logs
         self._time_limit_s = time_limit_s
+        self._path_of = path_of
         self._workers: dict[str, Worker] = {}
         self._unavailable: dict[str, str] = {}
         self._losses: dict[str, list[WorkerLost]] = {}
@@ -47,18 +58,28 @@ class Crew:
     # ---- members ------------------------------------------------------------------------------------------
 
     def start(self, names: list[str]) -> None:
-        """Starts those that are not there, all at once, and hears what each has to say of itself."""
+        """Starts those that are not there, all at once, and hears what each has to say of itself.
+
+        One that does not start is lost like one that dies at work: it is tried again when next needed.
+        """
         self._check()
-        starting = [name for name in names if name not in self._workers and name not in self.absences(names)]
-        for name in starting:
-            self._workers[name] = Worker(name, self.device, self._logs)
+        starting = []
+        for name in names:
+            if name not in self._workers and name not in self.absences([name]):
+                try:
+                    self._workers[name] = self._worker(name)
+                    starting.append(name)
+                except WorkerLost as loss:
+                    self._losses.setdefault(name, []).append(loss)
         for name, reply in self.call_all("hello", {name: {} for name in starting}, START_LIMIT_S):
             if isinstance(reply, Failure):
-                self._unavailable.setdefault(name, f"its worker does not start: {reply.reason}")
+                self._not_started(name, reply)
             elif name == REFEREE:
                 self.device_facts = reply
             else:
                 self.versions[name] = reply["version"]
+                self.approximate[name] = reply.get("approximate", False)
+                self.sources[name] = reply.get("source", "")
                 self.compile_processes[name] = reply.get("compile_processes", 1)
                 if reply["unavailable"]:
                     self._unavailable[name] = reply["unavailable"]
@@ -67,14 +88,34 @@ class Crew:
     def start_referee(self) -> dict[str, Any]:
         """Facts of the device; RunError when not even the referee can work on it."""
         self.start([REFEREE])
-        if why := self._unavailable.get(REFEREE):
-            raise RunError(f"cannot work on {self.device}: {why}", Exit.MACHINE)
+        if REFEREE not in self._workers:
+            raise RunError(f"cannot work on {self.device}: {self._losses[REFEREE][-1].reason}", Exit.MACHINE)
         return self.device_facts
+
+    def _not_started(self, name: str, failure: Failure) -> None:
+        """Takes a failed ``hello`` down as a loss: of the machine (no torch, no CUDA context), not of a capability."""
+        losses = self._losses.setdefault(name, [])
+        if worker := self._workers.pop(name, None):
+            worker.quit()
+        else:
+            losses.pop()  # the death itself; told again below
+        # Memory that runs out before any problem is posed is no answer to one.
+        status = Status.ERROR if failure.status is Status.OOM else failure.status
+        losses.append(WorkerLost(status, f"its worker does not start: {failure.reason}", failure.evidence))
 
     def hire(self, name: str) -> Worker:
         """One more process of an implementation, for whoever asks; only ``kill`` still reaches it from here."""
-        self._hired.append(Worker(name, self.device, self._logs))
+        self._hired.append(self._worker(name))
         return self._hired[-1]
+
+    def dismiss(self, names: list[str]) -> None:
+        """Ends the named workers; a later ``start`` begins fresh processes."""
+        for name in names:
+            if worker := self._workers.pop(name, None):
+                worker.quit()
+
+    def _worker(self, name: str) -> Worker:
+        return Worker(name, self.device, self._logs, self._path_of(name))
 
     def absences(self, names: list[str]) -> dict[str, Failure]:
         """Why each of those that can no longer be started cannot be."""
@@ -111,7 +152,7 @@ class Crew:
         self._check()
         worker = self._workers.get(name)
         if worker is None:
-            raise self.absences([name]).get(name) or Failure(Status.CRASHED, "its worker is gone")
+            raise self._why_gone(name)
         try:
             reply = worker.answer(time_limit_s or self._time_limit_s)
         except WorkerLost as loss:
@@ -128,6 +169,13 @@ class Crew:
             gone = WorkerLost(Status(reply["status"]), reply["reason"], reply["evidence"])
             self._losses.setdefault(name, []).append(gone)
         raise Failure(Status(reply["status"]), reply["reason"], reply["evidence"])
+
+    def _why_gone(self, name: str) -> Failure:
+        if absence := self.absences([name]).get(name):
+            return absence
+        if not (losses := self._losses.get(name)):
+            return Failure(Status.CRASHED, "its worker is gone")
+        return Failure(losses[-1].status, losses[-1].reason, losses[-1].evidence)
 
     def call(self, name: str, operation: str, **arguments: Any) -> Message:
         """One request to one worker; raises Failure."""
@@ -152,8 +200,7 @@ class Crew:
             continue
 
     def close(self) -> None:
-        for name in list(self._workers):
-            self._workers.pop(name).quit()
+        self.dismiss(list(self._workers))
 
     def kill(self) -> None:
         """Ends every worker now, from another thread than the one that asks: that one's requests raise RunError."""

@@ -16,7 +16,10 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from attnbench.harness.registry import PATH_PREFIX
+
 SCHEMA = 1
+FILE = "environment.json"
 PACKAGES = (
     "attnbench", "torch", "triton", "numpy", "xformers", "flash-attn", "fa3-fwd", "flash-attn-4", "nvidia-cudnn-cu13",
     "nvidia-cutlass-dsl", "cuda-core", "nvidia-ml-py",
@@ -79,19 +82,64 @@ def gather(
 
 
 def write(folder: Path, environment: dict[str, Any]) -> None:
-    """Writes environment.json; a resumed run keeps the first document and lists the later ones under ``resumed``."""
-    path = folder / "environment.json"
+    """Writes environment.json; a resumed run keeps the first document and lists the later ones under ``resumed``, each
+    with what ``differs`` from the first.
+    """
+    path = folder / FILE
     if path.exists():
         first = json.loads(path.read_text())
-        first.setdefault("resumed", []).append(environment)
+        differs = differences(ground(first), ground(environment))
+        first.setdefault("resumed", []).append(environment | {"differs": differs})
         environment = first
     replacement = path.with_suffix(".tmp")
     replacement.write_text(json.dumps(environment, indent=1) + "\n")
     replacement.replace(path)
 
 
+def ground(environment: dict[str, Any]) -> dict[str, str]:
+    """What the figures of a run stand on, by name: its devices' model, the commit, the packages."""
+    devices, host = environment.get("devices") or [], environment.get("host") or {}
+    names = {device.get("name") if device.get("name") != "cpu" else host.get("cpu") for device in devices}
+    dirty = " with uncommitted changes" if environment.get("dirty") else ""
+    packages: dict[str, str] = environment.get("packages") or {}
+    return {
+        "device": ", ".join(sorted(map(str, names))),
+        "commit": f"{environment.get('commit')}{dirty}",
+    } | packages
+
+
+def ground_here(device_names: Sequence[str]) -> dict[str, str]:
+    """The ``ground`` of a run on these devices, started now; ``cpu`` is the name of a CPU."""
+    revision, dirty = commit()
+    devices = [{"name": name} for name in device_names]
+    here = {"devices": devices, "host": {"cpu": _cpu_name()}, "commit": revision, "dirty": dirty}
+    return ground(here | {"packages": installed_versions()})
+
+
+def differences(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Each thing of two grounds that is not the same, naming both."""
+    names = dict.fromkeys([*recorded, *now])
+    return [
+        f"{name} was {recorded.get(name, 'absent')} and is {now.get(name, 'absent')}"
+        for name in names
+        if recorded.get(name) != now.get(name)
+    ]
+
+
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that can change a figure, of those installed."""
+    """Versions of the packages that can change a figure, of those installed; what stands in the site folders of one
+    implementation alone (``registry.search_path``) bears its name.
+    """
+    return _installed() | {
+        f"{dist.name} of {variable.removeprefix(PATH_PREFIX).lower().replace('_', '-')}": dist.version
+        for variable in sorted(os.environ)
+        if variable.startswith(PATH_PREFIX)
+        for dist in importlib.metadata.distributions(path=os.environ[variable].split(os.pathsep))
+        if canonicalize_name(dist.name) in PACKAGES
+    }
+
+
+def _installed() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         try:
@@ -103,7 +151,7 @@ def installed_versions() -> dict[str, str]:
 
 def out_of_range() -> list[str]:
     """Installed versions that a measured library declares it does not work with, one line each."""
-    installed = installed_versions()
+    installed = _installed()
     warnings = []
     for name in installed:
         for text in importlib.metadata.requires(name) or ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -11,12 +12,16 @@ class Exit(IntEnum):
     """Exit codes of ``bench``; documented in its help and never renumbered."""
 
     OK = 0  # the run is complete; OOM, UNSUPPORTED and UNAVAILABLE are answers
-    CELLS = 1  # the run is complete, and some cell is INCORRECT, CRASHED, TIMEOUT or ERROR
+    CELLS = 1  # some cell is INCORRECT, CRASHED, TIMEOUT or ERROR, whether the run is complete or --fail-fast ended it
     USAGE = 2  # bad option, name or suite file
     NOTHING = 3  # not one cell was measured
     MACHINE = 5  # the machine is unfit: no GPU, GPU locked by another run, output unwritable, disk full
     INTERRUPTED = 130  # Ctrl-C; what was recorded stays, --resume goes on
     PIPE_CLOSED = 141  # the reader of stdout went away, as a shell reports SIGPIPE
+
+
+# What a user can mend; any other OSError is a defect and keeps its traceback.
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 class RunError(Exception):

@@ -1,15 +1,22 @@
-"""The GPUs that CUDA would show this process, asked of the driver: cheap, and no CUDA context is made."""
+"""The GPUs that CUDA shows this process, in its order; asked of the driver, and no context is made."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import ctypes
+import uuid
 from dataclasses import dataclass
+from typing import Any
+
+# Of CUdevice_attribute in cuda.h.
+CAPABILITY = (75, 76)
+NAME_BYTES = 100
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """capability: CUDA compute capability. driver: the driver's version."""
+    """uuid: as torch and ``nvidia-smi -L`` write it, without their prefix. capability: CUDA compute capability. driver:
+    the driver's version, empty where NVML does not tell.
+    """
 
     name: str
     uuid: str
@@ -18,46 +25,55 @@ class Gpu:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs in CUDA's order, so that ``cuda:N`` is the N-th; none without a driver that answers."""
+    """The GPUs so that ``cuda:N`` is the N-th; none without a driver that answers.
+
+    CUDA itself is asked: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are its to read, and NVML's order is another.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        _call(cuda.cuInit, 0)
+        count = ctypes.c_int()
+        _call(cuda.cuDeviceGetCount, ctypes.byref(count))
+        driver = _driver_version() if count.value else ""
+        return [_gpu(cuda, ordinal, driver) for ordinal in range(count.value)]
+    except (OSError, AttributeError, CudaError):  # no driver, one of another age, or one without a device
+        return []
+
+
+class CudaError(Exception):
+    """A driver call that answered with an error code."""
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    if code := function(*arguments):
+        raise CudaError(f"{getattr(function, '__name__', function)} answered {code}")
+
+
+def _gpu(cuda: Any, ordinal: int, driver: str) -> Gpu:
+    device, figure = ctypes.c_int(), ctypes.c_int()
+    _call(cuda.cuDeviceGet, ctypes.byref(device), ordinal)
+    name = ctypes.create_string_buffer(NAME_BYTES)
+    _call(cuda.cuDeviceGetName, name, NAME_BYTES, device)
+    identity = (ctypes.c_ubyte * 16)()
+    _call(cuda.cuDeviceGetUuid_v2, identity, device)
+    capability = []
+    for attribute in CAPABILITY:
+        _call(cuda.cuDeviceGetAttribute, ctypes.byref(figure), attribute, device)
+        capability.append(figure.value)
+    return Gpu(
+        name.value.decode(), str(uuid.UUID(bytes=bytes(identity))), (capability[0], capability[1]), driver
+    )
+
+
+def _driver_version() -> str:
     import pynvml
 
     try:
         pynvml.nvmlInit()
+        try:
+            version = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        return []
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        found = [
-            Gpu(
-                _text(pynvml.nvmlDeviceGetName(handle)),
-                _text(pynvml.nvmlDeviceGetUUID(handle)),
-                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-                driver,
-            )
-            for handle in handles
-        ]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-    return left_visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-def left_visible(found: Sequence[Gpu], chosen: str | None) -> list[Gpu]:
-    """``found`` as CUDA_VISIBLE_DEVICES = ``chosen`` leaves it: indices or UUID prefixes, up to one that is none."""
-    if chosen is None:
-        return list(found)
-    left: list[Gpu] = []
-    for word in (part.strip() for part in chosen.split(",")):
-        matches = [
-            gpu for i, gpu in enumerate(found) if word == str(i) or (word and gpu.uuid.startswith(word))
-        ]
-        if len(matches) != 1:
-            break
-        left.append(matches[0])
-    return left
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+        return ""
+    return version.decode() if isinstance(version, bytes) else version

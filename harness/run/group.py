@@ -4,15 +4,18 @@ Order of work, and why:
 
 1. all workers prepare at once, while the referee computes the oracle: compilation is the slow part, and it is
    not timed against anything;
-2. one at a time, with the others' memory released, each is judged and its memory measured: an out-of-memory here is
-   its own;
-3. the cells judged right are timed in rounds of random order with the ceilings among them, so that all see the
+2. one at a time, with the others' memory released, each one's memory is measured: an out-of-memory here is its own;
+3. they are judged, as many side by side as fit, since most of a judgement is host work;
+4. the cells judged right are timed in rounds of random order with the ceilings among them, so that all see the
    same card.
 """
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.harness.problem import Problem
-from attnbench.harness.run.ahead import Prepared
+from attnbench.harness.run.ahead import Ahead
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.crew import Crew, Failure, shuffled
 from attnbench.harness.run.plan import GroupPlan
@@ -28,6 +31,7 @@ from attnbench.harness.run.process import REFEREE
 from attnbench.harness.run.record import (
     Ceilings,
     Cell,
+    Energy,
     Group,
     Judgement,
     Memory,
@@ -35,24 +39,25 @@ from attnbench.harness.run.record import (
     Timing,
     judgement_from_json,
 )
-from attnbench.harness.run.slots import slot_count
+from attnbench.harness.run.slots import is_long, slot_count
 
 # A turn takes as many samples as fit into this, at most those asked for and at least one.
-TURN_MS = {"cuda": 30.0, "cpu": 100.0}
+TURN_MS = {"cuda": 20.0, "cpu": 100.0}
 CEILING_SAMPLES = 2
 # Workers keep their inputs and workspaces between rounds while all of them fit into this share of the device.
 RESIDENT_SHARE = 0.8
-# Of the device's memory, for the oracle's answer in every worker; an implementation is weighed in the rest.
-PRELOAD_SHARE = 0.06
 MIB = 2**20
 
-UNJUDGED_DROPOUT = "dropout cannot be judged by this version, and nothing unjudged is timed"
+OWN_MASK = "dropout: judged under the mask recovered from its own answers, by an oracle in its own process"
 
 
 @dataclass(frozen=True)
 class Conditions:
     """What a group needs to know of the run. memory_mib: the device's, None on a CPU. mode: cold or hot, +graph.
-    compiled: what was compiled ahead, with its times.
+    foreign: looks for other processes on the device (``ClockReader.foreign_processes``). scratch: a folder for what the
+    oracle hands to the workers. ahead: what was prepared before the first group. order: of one round, from its members
+    and a number that grows by one a round. ceilings: whether the referee samples them in each round. energy: whether
+    joules are counted.
     """
 
     run: str
@@ -62,7 +67,11 @@ class Conditions:
     memory: bool
     memory_mib: float | None
     scratch: Path
-    compiled: Prepared
+    ahead: Ahead = field(default_factory=Ahead)
+    foreign: Callable[[], list[str] | None] = lambda: None
+    order: Callable[[list[str], int], list[str]] = shuffled
+    ceilings: bool = True
+    energy: bool = False
 
 
 @dataclass
@@ -75,8 +84,10 @@ class Draft:
     prepared_by: int | None = None
     prepare_ms: float | None = None
     first_call_ms: float | None = None
+    setup_mib: float | None = None
     judgement: Judgement | None = None
     memory: Memory | None = None
+    energy: Energy | None = None
     turns: list[Message] = field(default_factory=list)
 
     @property
@@ -97,17 +108,18 @@ class GroupRun:
         self._conditions = conditions
         self._drafts = [Draft(impl, problem) for impl in plan.impls for problem in plan.problems]
         self._phases: dict[str, float] = {}
-        self._oracle: Message = {}
+        self._oracle = conditions.ahead.oracles.get(plan.group, {})
         self._asked_oracle = False
+        self._foreign: set[str] | None = None
         self._ceilings: dict[str, Ceilings] = {}
         self._order: dict[str, list[list[str]]] = {}
 
     def execute(self) -> tuple[list[Cell], Group]:
         with self._phase("start"):
             self._crew.start(list(self.plan.impls))
-        self._refuse_what_cannot_be_judged()
+        self._note_absences()
         with self._phase("prepare"):
-            self._asked_oracle = bool(self._living())
+            self._asked_oracle = bool(self._living()) and not self._oracle
             if self._asked_oracle:
                 self._ask_oracle()
             for problem in self.plan.problems:
@@ -115,26 +127,30 @@ class GroupRun:
         with self._phase("oracle"):
             self._await_oracle()
         with self._phase("judge"):
-            self._crew.release(list(self.plan.impls))
-            self._preload_oracle()
-            for impl in self.plan.impls:
-                self._judge_alone(impl)
+            self._crew.release([*self.plan.impls, REFEREE])
+            for impl in self.plan.impls if self._conditions.memory else ():
+                self._weigh_alone(impl)
+            self._judge_all()
         for problem in self.plan.problems:
             with self._phase(f"time {problem.direction}"):
                 self._time(problem)
+        if self._conditions.energy:
+            with self._phase("energy"):
+                self._count_energy()
+        shutil.rmtree(oracle_folder(self._conditions.scratch, self.plan))
         return [self._cell(draft) for draft in self._drafts], self._group()
 
     # ---- phases -------------------------------------------------------------------------------------------
 
-    def _refuse_what_cannot_be_judged(self) -> None:
+    def _note_absences(self) -> None:
         absences = self._crew.absences(list(self.plan.impls))
         for draft in self._drafts:
             draft.failure = absences.get(draft.impl)
-            if draft.alive and draft.problem.dropout_p:
-                draft.failure = Failure(Status.UNSUPPORTED, UNJUDGED_DROPOUT)
 
     def _prepare_all(self, problem: Problem) -> None:
-        """Everyone at once. An exception here may be the neighbours' doing, who fill the memory: tried again alone."""
+        """Everyone at once. A failure here may be the neighbours' doing, who fill the memory and the cores: each that
+        fails is tried again, once and alone, when it is weighed or judged.
+        """
         drafts = {draft.impl: draft for draft in self._living(problem)}
         self._crew.start(list(drafts))  # those lost over another direction
         for name, absence in self._crew.absences(list(drafts)).items():
@@ -142,13 +158,13 @@ class GroupRun:
         for name, reply in self._crew.call_all(
             "prepare", {name: self._request(d) for name, d in drafts.items()}
         ):
-            if isinstance(reply, Failure) and reply.status in (Status.OOM, Status.ERROR):
-                continue
-            self._take_prepared(drafts[name], reply)
+            if not isinstance(reply, Failure):
+                self._take_prepared(drafts[name], reply)
 
     def _ask_oracle(self) -> None:
         self._crew.start([REFEREE])
-        self._crew.ask(REFEREE, "oracle", plan=self.plan.to_json(), folder=str(self._conditions.scratch))
+        folder = oracle_folder(self._conditions.scratch, self.plan)
+        self._crew.ask(REFEREE, "oracle", plan=self.plan.to_json(), folder=str(folder))
 
     def _await_oracle(self) -> None:
         """Beside the preparations it may have run out of memory: asked again alone."""
@@ -166,27 +182,74 @@ class GroupRun:
                 for draft in self._living():
                     draft.failure = Failure(Status.ERROR, why, failure.evidence)
 
-    def _preload_oracle(self) -> None:
-        """All workers read the oracle's answer at once, which takes as long as one, where little memory is held so."""
-        names = list(dict.fromkeys(draft.impl for draft in self._living()))
-        total = self._conditions.memory_mib
-        if total and names and len(names) * self._oracle["mib"] <= PRELOAD_SHARE * total:
-            for _ in self._crew.call_all(
-                "preload", {name: {"oracle": self._oracle["judged"]} for name in names}
-            ):
-                continue  # one that cannot says so when it judges
-
-    def _judge_alone(self, impl: str) -> None:
-        """All directions of one implementation, alone on the device: what they weigh, then whether they are right."""
-        drafts = [draft for draft in self._living() if draft.impl == impl]
-        for draft in drafts if self._conditions.memory else ():
+    def _weigh_alone(self, impl: str) -> None:
+        """The memory of one implementation's calls, alone on the device; long calls are judged by the same answer."""
+        for draft in self._alive([draft for draft in self._drafts if draft.impl == impl]):
             with self._failing(draft):
-                draft.memory = Memory(**self._ask(draft, "weigh"))
-        for draft in self._alive(drafts):
-            with self._failing(draft):
-                reply = self._ask(draft, "judge", oracle=self._oracle["judged"])
-                self._take_judgement(draft, reply["judgement"], "")
+                if is_long(self.plan):
+                    reply = self._ask(draft, "judge", oracle=self._oracle["judged"], weigh=True)
+                    self._take_memory(draft, reply["memory"])
+                    self._take_judgement(draft, reply["judgement"], "")
+                else:
+                    self._take_memory(draft, self._ask(draft, "weigh"))
         self._crew.release([impl])
+
+    def _take_memory(self, draft: Draft, weighed: Message) -> None:
+        draft.memory = Memory(**weighed, setup_mib=draft.setup_mib)
+
+    def _judge_all(self) -> None:
+        """Side by side as far as the memory goes. What fails so may be the neighbours' doing: tried again alone."""
+        again: list[Draft] = []
+        for side_by_side in self._batches():
+            for problem in self.plan.problems:
+                drafts = {
+                    draft.impl: draft for draft in self._unjudged(problem) if draft.impl in side_by_side
+                }
+                again += self._judge_together(drafts)
+            self._crew.release(side_by_side)
+        for draft in again:
+            self._judge_together({draft.impl: draft})
+            self._crew.release([draft.impl])
+
+    def _judge_together(self, drafts: dict[str, Draft]) -> list[Draft]:
+        """Judges one problem's drafts, and returns those that deserve another try alone."""
+        for draft in drafts.values():
+            with self._failing(draft):
+                self._ensure_prepared(draft)
+        asked = {draft.impl: draft for draft in self._alive(list(drafts.values()))}
+        arguments = {
+            name: {"problem": draft.problem.key, "oracle": self._oracle["judged"]}
+            for name, draft in asked.items()
+        }
+        again = []
+        for name, reply in self._crew.call_all("judge", arguments):
+            if not isinstance(reply, Failure):
+                self._take_judgement(asked[name], reply["judgement"], "")
+            elif len(asked) > 1 and reply.status in (Status.OOM, Status.ERROR, Status.TIMEOUT):
+                again.append(asked[name])
+            else:
+                asked[name].failure = reply
+        return again
+
+    def _batches(self) -> list[list[str]]:
+        """Implementations to judge side by side: in order, as many at a time as the device's memory holds; on a CPU,
+        where nobody knows how much that is, one. One that failed to prepare among others is tried again alone.
+        """
+        total = self._conditions.memory_mib
+        batches: list[list[str]] = []
+        room = 0.0
+        for impl in dict.fromkeys(draft.impl for draft in self._unjudged()):
+            drafts = [draft for draft in self._unjudged() if draft.impl == impl]
+            # A judgement holds inputs, a copy of dout, two sets of gradients and the oracle.
+            need = max(map(_weight, drafts)) * 2 + self._oracle["mib"]
+            if any(draft.prepared_by is None or draft.problem.dropout_p for draft in drafts):
+                need = math.inf  # a recovered mask and its oracle are larger than what they judge
+            if total is None or need > room:
+                batches.append([])
+                room = RESIDENT_SHARE * (total or 0.0)
+            batches[-1].append(impl)
+            room -= need
+        return batches
 
     @contextmanager
     def _failing(self, draft: Draft) -> Iterator[None]:
@@ -206,20 +269,37 @@ class GroupRun:
         resident = self._resident(self._living(problem))
         ceilings = Ceilings([], [])
         orders: list[list[str]] = []
+        self._look_for_others()
         for round_number in range(self._conditions.rounds):
             drafts = {draft.impl: draft for draft in self._living(problem)}
             if not drafts:
                 break
-            order = shuffled([*drafts, REFEREE], self.plan.seed + round_number)
+            members = [*drafts, REFEREE] if self._conditions.ceilings else list(drafts)
+            order = self._conditions.order(members, self.plan.seed + round_number)
             for name in order:
                 if name == REFEREE:
                     self._sample_ceilings(problem, ceilings)
                 else:
                     self._take_turn(drafts[name], resident=name in resident)
             orders.append(order)
+            self._look_for_others()
         if orders:
             self._ceilings[problem.direction], self._order[problem.direction] = ceilings, orders
         self._crew.release([draft.impl for draft in self._living(problem)])
+
+    def _count_energy(self) -> None:
+        """One at a time and alone, after all timing: seconds of load warm the card."""
+        for draft in self._living():
+            probes = self._oracle["probes"][: self._slots(draft)]
+            with self._failing(draft):
+                reply = self._ask(draft, "energy", probes=probes, mode=self._conditions.mode)
+                draft.energy = Energy(**reply["energy"]) if reply["energy"] else None
+
+    def _look_for_others(self) -> None:
+        """Between rounds, so that one that comes and goes is likely to be seen."""
+        seen = self._conditions.foreign()
+        if seen is not None:
+            self._foreign = (self._foreign or set()) | set(seen)
 
     def _take_turn(self, draft: Draft, *, resident: bool) -> None:
         with self._failing(draft):
@@ -233,7 +313,8 @@ class GroupRun:
                 keep_memory=resident,
             )
             draft.turns.append(reply)
-            self._take_judgement(draft, reply["judgement"], "a timed call: ")
+            if reply["judgement"]:
+                self._take_judgement(draft, reply["judgement"], "a timed call: ")
         if (
             draft.failure
             and draft.failure.status is Status.INCORRECT
@@ -260,6 +341,9 @@ class GroupRun:
     def _living(self, problem: Problem | None = None) -> list[Draft]:
         return [d for d in self._drafts if d.alive and (problem is None or d.problem == problem)]
 
+    def _unjudged(self, problem: Problem | None = None) -> list[Draft]:
+        return [draft for draft in self._living(problem) if draft.judgement is None]
+
     def _request(self, draft: Draft) -> Message:
         return {"plan": self.plan.to_json(), "problem": draft.problem.key}
 
@@ -281,24 +365,35 @@ class GroupRun:
         else:
             draft.prepared_by = self._crew.pid(draft.impl)
             here = reply["prepare_ms"], reply["first_call_ms"]
-            ahead = self._conditions.compiled.get((draft.impl, draft.problem.key))
+            ahead = self._conditions.ahead.prepared.get((draft.impl, draft.problem.key))
             if draft.prepare_ms is None:  # a second preparation finds the first one's caches
                 draft.prepare_ms, draft.first_call_ms = ahead or here
+                draft.setup_mib = reply.get("setup_mib")
 
     def _take_judgement(self, draft: Draft, data: dict[str, Any], prefix: str) -> None:
         judgement = judgement_from_json(data)
-        if draft.judgement is None or not judgement.ok:
+        approximate = self._crew.approximate.get(draft.impl, False)
+        right = judgement.finite if approximate else judgement.ok
+        if draft.judgement is None or not right:
             draft.judgement = judgement
-        if not judgement.ok:
+        if not right:
             draft.failure = Failure(Status.INCORRECT, prefix + describe(judgement))
 
     def _slots(self, draft: Draft) -> int:
-        """How many sets of inputs the draft's timed calls rotate through: fewer where a graph kept for each would not
-        fit; what ran once, alone, is timed even if only one fits."""
+        """How many sets of inputs the draft's timed calls rotate through: fewer where they would not fit with what is
+        kept for each; what ran once, alone, is timed even if only one fits."""
         most, total = slot_count(self.plan), self._conditions.memory_mib
         if total is None:
             return most
-        return next((n for n in range(most, 1, -1) if n * _weight(draft) <= RESIDENT_SHARE * total), 1)
+        return next((n for n in range(most, 1, -1) if self._need(draft, n) <= RESIDENT_SHARE * total), 1)
+
+    def _need(self, draft: Draft, slots: int) -> float:
+        """MiB that timing on so many sets of inputs holds: the workspace once, and the one result that is kept to be
+        checked; a workspace for each where a backward's graph, or a CUDA graph, keeps it."""
+        if draft.problem.direction == "bwd" or "graph" in self._conditions.mode:
+            return slots * _weight(draft)
+        problem = draft.problem
+        return _weight(draft) + ((slots - 1) * problem.input_bytes + problem.minimal_result_bytes) / MIB
 
     def _resident(self, drafts: list[Draft]) -> set[str]:
         """Implementations that keep their memory between turns: the lightest, as many as leave room for the heaviest
@@ -306,7 +401,7 @@ class GroupRun:
         total = self._conditions.memory_mib
         if total is None:
             return {draft.impl for draft in drafts}
-        needs = {draft.impl: self._slots(draft) * _weight(draft) for draft in drafts}
+        needs = {draft.impl: self._need(draft, self._slots(draft)) for draft in drafts}
         lightest = sorted(needs, key=lambda impl: needs[impl])
         for count in range(len(lightest), 0, -1):
             staying, others = lightest[:count], lightest[count:]
@@ -328,7 +423,7 @@ class GroupRun:
 
     def _cell(self, draft: Draft) -> Cell:
         failure = draft.failure
-        timing = _timing(draft.turns, self._conditions.mode) if failure is None else None
+        timing = _timing(draft.turns, self._conditions.mode) if draft.turns and not failure else None
         return Cell(
             run=self._conditions.run,
             suite=self.plan.suite,
@@ -346,7 +441,10 @@ class GroupRun:
             first_call_ms=draft.first_call_ms,
             timing=timing,
             memory=draft.memory,
-            warnings=_warnings(draft.turns) if timing else [],
+            energy=draft.energy,
+            warnings=_warnings(draft) if timing else [],
+            source=self._crew.sources.get(draft.impl, ""),
+            approximate=self._crew.approximate.get(draft.impl, False),
         )
 
     def _group(self) -> Group:
@@ -363,11 +461,19 @@ class GroupRun:
             ceilings=self._ceilings,
             order=self._order,
             phases=self._phases,
+            foreign=None if self._foreign is None else sorted(self._foreign),
         )
 
 
+def oracle_folder(scratch: Path, plan: GroupPlan) -> Path:
+    """Where the referee leaves the group's oracle; there once this returns, gone with the group."""
+    folder = scratch / f"{zlib.crc32(plan.group.encode()):08x}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _weight(draft: Draft) -> float:
-    """MiB of one set of inputs and the workspace of a call on it, which a kept graph holds as well."""
+    """MiB of one set of inputs and the workspace of a call on it."""
     inputs = draft.problem.input_bytes / MIB
     return inputs + (draft.memory.peak_mib if draft.memory and draft.memory.peak_mib else 8 * inputs)
 
@@ -397,13 +503,15 @@ def _timing(turns: list[Message], mode: str) -> Timing:
         throttle=[turn["clocks"]["throttle"] for turn in turns],
         warmup_calls=sum(turn["warmup_calls"] for turn in turns),
         unheld=sum(turn["discarded"] for turn in turns),
-        checked=len(turns),
+        checked=sum(turn["judgement"] is not None for turn in turns),
+        inputs=min((turn["inputs"] for turn in turns if turn.get("inputs")), default=None),
     )
 
 
-def _warnings(turns: list[Message]) -> list[str]:
+def _warnings(draft: Draft) -> list[str]:
+    turns, found = draft.turns, [OWN_MASK] if draft.problem.dropout_p else []
     unheld = sum(not turn["held"] for turn in turns)
     if not unheld:
-        return []
+        return found
     why = "the stream could not be held (the call synchronises or allocates): host time is in these samples"
-    return [f"in {unheld} of {len(turns)} rounds {why}"]
+    return [*found, f"in {unheld} of {len(turns)} rounds {why}"]

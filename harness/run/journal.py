@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.record import Cell, Group, Record, RecordError, from_json, to_json
@@ -25,13 +26,23 @@ _SEAL = re.compile(r',"crc":"([0-9a-f]{8})"}$')
 
 
 def seal(record: Record) -> str:
-    """The record's line, ending in the CRC-32 of all before it; still plain JSON."""
-    body = json.dumps(to_json(record), separators=(",", ":"), allow_nan=False)[:-1]
-    return f'{body},"crc":"{zlib.crc32(body.encode()):08x}"}}'
+    """The record's line; see ``seal_json``."""
+    return seal_json(to_json(record))
 
 
 def unseal(line: str) -> Record:
     """The record of a sealed line; RecordError says what is wrong with it."""
+    return from_json(unseal_json(line))
+
+
+def seal_json(data: dict[str, Any]) -> str:
+    """An object's line, ending in the CRC-32 of all before it; still plain JSON."""
+    body = json.dumps(data, separators=(",", ":"), allow_nan=False)[:-1]
+    return f'{body},"crc":"{zlib.crc32(body.encode()):08x}"}}'
+
+
+def unseal_json(line: str) -> dict[str, Any]:
+    """The object of a sealed line; RecordError says what is wrong with it."""
     match = _SEAL.search(line)
     if not match:
         raise RecordError("the line is torn: it does not end in a checksum")
@@ -39,10 +50,10 @@ def unseal(line: str) -> Record:
     if f"{zlib.crc32(body.encode()):08x}" != match.group(1):
         raise RecordError("the line is corrupt: its checksum does not match")
     try:
-        data = json.loads(body + "}")
+        data: dict[str, Any] = json.loads(body + "}")
     except ValueError as error:
         raise RecordError(f"the line is not JSON: {error}") from error
-    return from_json(data)
+    return data
 
 
 def parts(folder: Path) -> list[Path]:

@@ -138,13 +138,16 @@ def merge_plans(recorded: Sequence[GroupPlan], added: Sequence[GroupPlan]) -> li
     return [*recorded, *(plan for plan in added if plan.group not in known)]
 
 
-def select_impls(names_available: Iterable[str], only: Sequence[str], skip: Sequence[str]) -> tuple[str, ...]:
+def select_impls(
+    names_available: Iterable[str], only: Sequence[str], skip: Sequence[str], option: str = "--only"
+) -> tuple[str, ...]:
     """Names that match ``only`` (all if empty) and not ``skip``; globs such as ``sdpa-*`` are allowed.
 
-    PlanError for a pattern that matches nothing, with its close matches, and for an empty selection.
+    PlanError for a pattern that matches nothing, with its close matches, and for an empty selection. option: the one
+    that ``only`` was given by.
     """
     available = list(dict.fromkeys(names_available))
-    chosen = _matching("--only", available, only) if only else available
+    chosen = _matching(option, available, only) if only else available
     skipped = _matching("--skip", available, skip)
     if not (left := tuple(name for name in chosen if name not in skipped)):
         if skip:

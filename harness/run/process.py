@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,35 @@ class WorkerLost(Exception):
 class Worker:
     """One worker process; role is an implementation's name or REFEREE.
 
+    serves: ``module:class`` of what answers its requests, made with (role, device); empty for a run's own.
     ``ask`` sends, ``answer`` waits; between the two, other workers may be asked.
     """
 
-    def __init__(self, role: str, device: str, logs: Path) -> None:
+    def __init__(
+        self, role: str, device: str, logs: Path, path: Sequence[str] | None = None, serves: str = ""
+    ) -> None:
+        """path: its site folders, instead of those that the environment gives the role. WorkerLost if it cannot be."""
         self.role = role
         self.device = device
         self.busy_since: float | None = None
         self._log = logs / f"{role}-{device.replace(':', '')}-{time.monotonic_ns()}.log"
         parent_end, child_end = socket.socketpair()
-        spec = {"role": role, "device": device, "parent": os.getpid()}
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                python_module("attnbench.harness.run.worker", json.dumps(spec), str(child_end.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[child_end.fileno()],
-                env=environment_of(role),
-                start_new_session=True,  # its own process group, so that what a plugin starts can be ended with it
-            )
-        child_end.close()
+        spec = {"role": role, "device": device, "parent": os.getpid(), "serves": serves}
+        command = python_module("attnbench.harness.run.worker", json.dumps(spec), str(child_end.fileno()))
+        try:
+            with child_end, self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[child_end.fileno()],
+                    env=environment_of(role, path),
+                    start_new_session=True,  # its own process group, so that what a plugin starts ends with it
+                )
+        except OSError as error:  # no process, no memory or no room for its log
+            parent_end.close()
+            raise WorkerLost(Status.CRASHED, f"its process cannot be started: {error.strerror}", "") from None
         self._channel = Channel(parent_end)
 
     @property
@@ -129,10 +138,10 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def environment_of(role: str) -> dict[str, str]:
-    """The environment with the role's own site folders in front (see ``registry.search_path``)."""
+def environment_of(role: str, path: Sequence[str] | None = None) -> dict[str, str]:
+    """The environment with ``path`` in front, or the role's own site folders (see ``registry.search_path``)."""
     environment = dict(os.environ)
-    extra = registry.search_path(role)
+    extra = registry.search_path(role) if path is None else path
     if extra:
         present = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([*extra, *([present] if present else [])])

@@ -40,7 +40,8 @@ class TensorError:
     """One judged tensor against the oracle, absolute errors; bad when an error exceeds its budget.
 
     first_bad is the first coordinate over the max budget (BSHD; lse: batch, head, row), or where the error is largest
-    when only the mean is over; got and want are the values there.
+    when only the mean is over; got and want are the values there. mean_want: of a bad tensor, the mean size of what the
+    oracle says, which makes its mean error relative.
     """
 
     max_error: float | None
@@ -51,6 +52,7 @@ class TensorError:
     first_bad: tuple[int, ...] | None = None
     got: float | None = None
     want: float | None = None
+    mean_want: float | None = None
 
     def __post_init__(self) -> None:
         if not self.ok and self.first_bad is None:
@@ -69,6 +71,11 @@ class Judgement:
     def ok(self) -> bool:
         return all(tensor.ok for tensor in self.tensors.values())
 
+    @property
+    def finite(self) -> bool:
+        """Whether every error is a number: what is asked of an approximation."""
+        return all(tensor.max_error is not None for tensor in self.tensors.values())
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -78,6 +85,7 @@ class Timing:
     clocks: per round, as read while the samples ran: SM MHz, watts, degrees C, throttle reason bits; None unread.
     unheld: samples thrown away because the stream could not be held until all launches were queued.
     checked: timed calls whose own outputs were compared with the oracle after the round.
+    inputs: sets of inputs that the timed calls rotated through; None in records that do not say.
     """
 
     rounds: list[list[float]]
@@ -90,6 +98,7 @@ class Timing:
     warmup_calls: int = 0
     unheld: int = 0
     checked: int = 0
+    inputs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.rounds or not all(turn and all(0 < ms < math.inf for ms in turn) for turn in self.rounds):
@@ -99,12 +108,27 @@ class Timing:
 @dataclass(frozen=True)
 class Memory:
     """Measured alone on the device, in MiB: peak beyond the inputs by torch's allocator, the driver's own figure for
-    the same call (None where there is none), and the analytic least (results only).
+    the same call (None where there is none), and the analytic least (results only). setup_mib: what set-up and first
+    call left held by torch's allocator, which stands beneath the peak and not in it; None where it was not measured.
     """
 
     peak_mib: float | None
     driver_mib: float | None
     minimum_mib: float
+    setup_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What the card's own counter moved by while calls followed one another, idle power included."""
+
+    joules: float
+    calls: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not (self.calls > 0 and self.seconds > 0 and self.joules >= 0):
+            raise RecordError("energy is of at least one call and some time, and not negative")
 
 
 @dataclass(frozen=True)
@@ -112,7 +136,8 @@ class Cell:
     """One implementation on one problem. reasons: why it is not OK, one line each. evidence: longer text (a
     traceback's end). judgement: None where none was reached, and for an answer of the wrong form (shape, dtype,
     inputs written to), which is INCORRECT without figures. prepare_ms, first_call_ms: set-up, and the first call
-    with any compilation.
+    with any compilation. source: the hash of ``run.source``; empty in records that do not say. approximate: the errors
+    in its judgement are a figure and not a verdict.
     """
 
     run: str
@@ -132,6 +157,9 @@ class Cell:
     timing: Timing | None = None
     memory: Memory | None = None
     warnings: list[str] = field(default_factory=list)
+    source: str = ""
+    approximate: bool = False
+    energy: Energy | None = None
 
     def __post_init__(self) -> None:
         if (self.status is Status.OK) == bool(self.reasons):
@@ -140,7 +168,8 @@ class Cell:
             )
         if self.timing and self.status is not Status.OK:
             raise RecordError(f"{self.id}: {self.status} carries samples; only OK may")
-        if self.status is Status.OK and not (self.judgement and self.judgement.ok):
+        right = self.judgement and (self.judgement.finite if self.approximate else self.judgement.ok)
+        if self.status is Status.OK and not right:
             raise RecordError(f"{self.id}: OK without having been judged right")
         if self.status is Status.INCORRECT and self.judgement and self.judgement.ok:
             raise RecordError(f"{self.id}: INCORRECT with a judgement that passed")
@@ -166,7 +195,8 @@ class Group:
     holds per round the implementations (and the referee, for the ceilings) as they were measured.
     oracle_ms: cost of the reference. phases: seconds of wall time by phase: start, prepare, oracle, judge, ``time``
     and the direction, other; and in the first group of a device, compile ahead.
-    foreign: other processes seen on the GPU while it ran, as ``pid name``.
+    foreign: other processes seen on the GPU while it was timed, as ``pid name``; None where nobody could tell (no
+    GPU, no NVML, a container that hides the pids).
     """
 
     run: str
@@ -181,7 +211,7 @@ class Group:
     ceilings: dict[str, Ceilings] = field(default_factory=dict)
     order: dict[str, list[list[str]]] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
-    foreign: list[str] = field(default_factory=list)
+    foreign: list[str] | None = None
 
 
 Record = Cell | Group
@@ -212,7 +242,7 @@ def from_json(data: dict[str, Any]) -> Record:
         data["status"] = Status(data["status"])
         if judgement := data.get("judgement"):
             data["judgement"] = judgement_from_json(judgement)
-        for name, cls in (("timing", Timing), ("memory", Memory)):
+        for name, cls in (("timing", Timing), ("memory", Memory), ("energy", Energy)):
             data[name] = cls(**data[name]) if data.get(name) else None
         return Cell(**data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -49,14 +49,19 @@ class Referee:
             "memory_mib": properties.total_memory / MIB,
             "sm_count": properties.multi_processor_count,
             "l2_mib": properties.L2_cache_size / MIB,
+            "shared_bytes": properties.shared_memory_per_multiprocessor,
             "capability": [properties.major, properties.minor],
             "cudnn": torch.backends.cudnn.version(),
             "nvml": reader.why or "ok",
         } | reader.facts()  # fmt: skip
 
     def do_oracle(self, plan: dict[str, Any], folder: str) -> Message:
-        """The judged answer of slot 0 and the probes of every slot, written into ``folder``."""
+        """The judged answer of slot 0 and the probes of every slot, written into ``folder``. With dropout there is none
+        but under an implementation's own mask: files without a name.
+        """
         posed = GroupPlan.from_json(plan)
+        if posed.problems[0].dropout_p:
+            return {"judged": "", "probes": [""] * slot_count(posed), "ms": 0.0, "mib": 0.0}
         # Every direction needs what the most demanding one does.
         backward = any(problem.direction != "fwd" for problem in posed.problems)
         problem = next(p for p in posed.problems if p.direction != "fwd") if backward else posed.problems[0]

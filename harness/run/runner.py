@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,16 +27,18 @@ import psutil
 
 from attnbench.harness.measure.clocks import ClockReader
 from attnbench.harness.run import environment
-from attnbench.harness.run.ahead import Prepared, prepare_ahead
+from attnbench.harness.run.ahead import Ahead, prepare_ahead
 from attnbench.harness.run.crew import Crew
 from attnbench.harness.run.errors import Exit, RunError
-from attnbench.harness.run.group import Conditions, GroupRun
+from attnbench.harness.run.gpus import Gpu, visible_gpus
+from attnbench.harness.run.group import Conditions, GroupRun, oracle_folder
 from attnbench.harness.run.journal import Journal
 from attnbench.harness.run.lock import device_lock
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Cell, Group, Status
 
 SCRATCH = "attnbench-scratch-"
+SHARED_MEMORY = Path("/dev/shm")
 FAILURES = (Status.INCORRECT, Status.CRASHED, Status.TIMEOUT, Status.ERROR)
 
 
@@ -45,6 +48,7 @@ class RunOptions:
 
     time_limit_s: of one request to one worker (a preparation with its compilation, a judgement, a turn of samples).
     hot: leave the L2 as the last call left it. cudagraph: time replays of a captured graph. command: as typed.
+    energy: count joules over two seconds of calls a cell.
     """
 
     devices: tuple[str, ...]
@@ -57,6 +61,7 @@ class RunOptions:
     cudagraph: bool = False
     memory: bool = True
     fail_fast: bool = False
+    energy: bool = False
     command: tuple[str, ...] = ()
 
     @property
@@ -124,7 +129,8 @@ def run(plans: list[GroupPlan], options: RunOptions, progress: Progress) -> RunS
         if open_plans:
             for crew in crews:
                 stack.callback(crew.close)
-            devices = [_take_device(crew, stack) for crew in crews]
+            gpus = visible_gpus() if any(crew.device != "cpu" for crew in crews) else []
+            devices = [_take_device(crew, _uuid(crew.device, gpus), stack) for crew in crews]
             _write_documents(plans, options, devices)
         state = _State(journal, progress, queue.SimpleQueue(), len(open_plans))
         for plan in open_plans:
@@ -140,11 +146,16 @@ def run(plans: list[GroupPlan], options: RunOptions, progress: Progress) -> RunS
     )
 
 
-def _take_device(crew: Crew, stack: ExitStack) -> dict[str, Any]:
-    facts = {name: value for name, value in crew.start_referee().items() if name != "ok"}
-    if uuid := facts.get("uuid"):
-        stack.enter_context(device_lock(str(uuid)))
-    return facts
+def _uuid(device: str, gpus: list[Gpu]) -> str:
+    kind, _, index = device.partition(":")
+    return gpus[int(index or 0)].uuid if kind == "cuda" and int(index or 0) < len(gpus) else ""
+
+
+def _take_device(crew: Crew, uuid: str, stack: ExitStack) -> dict[str, Any]:
+    """Facts of the device; it is locked by the driver's word of its ``uuid`` before anything of this run touches it."""
+    if uuid:
+        stack.enter_context(device_lock(uuid))
+    return {name: value for name, value in crew.start_referee().items() if name != "ok"}
 
 
 def _write_documents(plans: list[GroupPlan], options: RunOptions, devices: list[dict[str, Any]]) -> None:
@@ -172,8 +183,8 @@ def _work(crews: list[Crew], plans: list[GroupPlan], options: RunOptions, state:
         _serve_device(crews[0], plans, options, state)
         return
     with ThreadPoolExecutor(len(crews)) as pool:
-        futures = [pool.submit(_serve_device, crew, plans, options, state) for crew in crews]
-        try:
+        try:  # from the first submission on: the pool waits for its threads before it lets an interrupt through
+            futures = [pool.submit(_serve_device, crew, plans, options, state) for crew in crews]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
@@ -191,9 +202,9 @@ def _serve_device(crew: Crew, plans: list[GroupPlan], options: RunOptions, state
     _tell(state, "start")
     crew.start(list(dict.fromkeys(name for plan in plans for name in plan.impls)))
     started = time.monotonic()
-    compiled = _compile_ahead(crew, plans, options, state)
-    ahead = {"start": started - begin, "compile ahead": time.monotonic() - started}
     with _scratch_folder() as scratch:
+        ready = _look_ahead(crew, plans, scratch, options, state)
+        ahead = {"start": started - begin, "compile ahead": time.monotonic() - started}
         conditions = Conditions(
             run=options.output.name,
             rounds=options.rounds,
@@ -202,7 +213,9 @@ def _serve_device(crew: Crew, plans: list[GroupPlan], options: RunOptions, state
             memory=options.memory,
             memory_mib=facts.get("memory_mib"),
             scratch=scratch,
-            compiled=compiled,
+            energy=options.energy,
+            ahead=ready,
+            foreign=lambda: reader.foreign_processes(crew.pids | {os.getpid()}) if reader else None,
         )
         while not state.stop:
             try:
@@ -214,19 +227,19 @@ def _serve_device(crew: Crew, plans: list[GroupPlan], options: RunOptions, state
                 state.progress.group_started(plan, state.started, state.total)
             begin = time.monotonic()
             cells, group = GroupRun(plan, crew, conditions, lambda name: _tell(state, name)).execute()
-            foreign = reader.foreign_processes(crew.pids | {os.getpid()}) if reader else []
             phases = group.phases | {"other": time.monotonic() - begin - sum(group.phases.values())}
             phases = {name: ahead.get(name, 0.0) + phases.get(name, 0.0) for name in {**ahead, **phases}}
             ahead = {}  # counted once, in the first group
-            _record(cells, replace(group, foreign=foreign, phases=phases), options, state)
+            _record(cells, replace(group, phases=phases), options, state)
 
 
-def _compile_ahead(crew: Crew, plans: list[GroupPlan], options: RunOptions, state: _State) -> Prepared:
-    processes = {name: count for name, count in crew.compile_processes.items() if count > 1}
-    if len(plans) < 2 or not processes:
-        return {}
+def _look_ahead(
+    crew: Crew, plans: list[GroupPlan], scratch: Path, options: RunOptions, state: _State
+) -> Ahead:
     _tell(state, "compile ahead")
-    return prepare_ahead(processes, plans, crew, options.time_limit_s)
+    # Which device gets which group is open while there are several: each works out its own oracles as they come.
+    folder_of = partial(oracle_folder, scratch) if len(options.devices) == 1 and _in_memory(scratch) else None
+    return prepare_ahead(plans, crew, options.time_limit_s, crew.device_facts.get("memory_mib"), folder_of)
 
 
 def _tell(state: _State, phase: str) -> None:
@@ -249,12 +262,15 @@ def _record(cells: list[Cell], group: Group, options: RunOptions, state: _State)
 @contextmanager
 def _scratch_folder() -> Iterator[Path]:
     """Where the oracle's answers pass from the referee to the workers: shared memory if there is room, else a disk."""
-    shared = Path("/dev/shm")
-    roomy = shared.is_dir() and shutil.disk_usage(shared).free > 8 * 2**30
-    root = shared if roomy else Path(tempfile.gettempdir())
+    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 8 * 2**30
+    root = SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
     _sweep(root)
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir=root) as folder:
         yield Path(folder)
+
+
+def _in_memory(scratch: Path) -> bool:
+    return SHARED_MEMORY in scratch.parents
 
 
 def _sweep(root: Path) -> None:

@@ -6,7 +6,9 @@ import dataclasses
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,15 +16,28 @@ import torch
 from attnbench.harness import registry
 from attnbench.harness.contract import Device, Implementation, Prepared
 from attnbench.harness.measure.clocks import ClockReader
-from attnbench.harness.measure.memory import MIB, peak_of
-from attnbench.harness.measure.timing import FIRST_HOLD_MS, CacheFlush, Call, capture, take_turn, warm_up
-from attnbench.harness.oracle.inputs import Inputs, judging_dout, make_inputs, torch_dtype
+from attnbench.harness.measure.energy import energy_of
+from attnbench.harness.measure.memory import MIB, Peak, held_mib, peak_of, reserve
+from attnbench.harness.measure.timing import (
+    LONGEST_HOLD_MS,
+    CacheFlush,
+    Call,
+    capture,
+    first_hold_ms,
+    take_turn,
+    warm_up,
+)
+from attnbench.harness.oracle.dropout import GeneratorState
+from attnbench.harness.oracle.inputs import Inputs, judging_dout, make_inputs
 from attnbench.harness.oracle.judge import Oracle, WrongAnswer, judge
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.channel import Message
+from attnbench.harness.run.dropped import is_cheap_to_probe, judged_oracle, probe_oracle
+from attnbench.harness.run.memory_state import checksums, poison
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Judgement, Status, to_plain
-from attnbench.harness.run.slots import slot_seed
+from attnbench.harness.run.slots import is_long, slot_seed
+from attnbench.harness.run.source import source_hash
 from attnbench.harness.run.worker import Refusal
 
 # A longer call has brought back caches and clocks long before it is done.
@@ -32,10 +47,13 @@ PREPARE_SLOT = 99  # inputs of the first call, thrown away: never those that are
 
 @dataclass
 class Subject:
-    """A prepared problem with its inputs in place, ready to be called: one call per slot of inputs."""
+    """A prepared problem whose inputs are in place: one call for each slot that was needed so far. states: of torch's
+    generators before the last call whose dropout mask will be asked for.
+    """
 
     problem: Problem
-    calls: list[Call]
+    calls: dict[int, Call] = field(default_factory=dict)
+    states: dict[int, GeneratorState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,10 +75,13 @@ class Solver:
         self._flush: CacheFlush | None = None
         self._plan: GroupPlan | None = None
         self._prepared: dict[str, Prepared] = {}
-        self._probes: list[Oracle] = []
+        self._probes: dict[str, Oracle] = {}
+        self._dropped: dict[str, Oracle] = {}
+        self._probed: set[str] = set()
         self._judged_by: Oracle | None = None
         self._subject: Subject | None = None
         self._paces: dict[str, Pace] = {}
+        self._peaks: dict[str, float] = {}
         self._random = random.Random(0)
         self._calls_made = 0
 
@@ -80,16 +101,14 @@ class Solver:
             self._flush = CacheFlush(self._device)
         return {
             "version": self._implementation.version(),
+            "source": source_hash(self._name, self._implementation.package),
             "unavailable": why,
             "compile_processes": self._implementation.compile_processes,
+            "approximate": self._implementation.approximate,
         }
 
     def _where(self) -> Device:
-        if self._device.type != "cuda":
-            return Device(self._device.type)
-        name = torch.cuda.get_device_name(self._device)
-        capability = torch.cuda.get_device_capability(self._device)
-        return Device("cuda", self._device.index or 0, name, capability)
+        return device_of(self._device)
 
     # ---- per group ----------------------------------------------------------------------------------------
 
@@ -103,64 +122,85 @@ class Solver:
             return {"unsupported": reasons}
         inputs = self._inputs(posed, PREPARE_SLOT)
         self._synchronize()
+        held_before = held_mib(self._device)
         begin = time.perf_counter()
         prepared = self._implementation.prepare(posed, self._where())
         self._synchronize()
         prepare_ms = (time.perf_counter() - begin) * 1e3
-        call = _call(posed, prepared, inputs)
+        call = make_call(posed, prepared, inputs)
         begin = time.perf_counter()
         call()
         self._synchronize()
         first_call_ms = (time.perf_counter() - begin) * 1e3
-        del call, inputs
+        del call
+        if posed.direction == "fwd" and prepared.attend_with_lse is not None and not is_long(self._plan_open):
+            # May be compiled apart, which would otherwise wait until it is judged.
+            with torch.no_grad():
+                prepared.attend_with_lse(inputs.q, inputs.k, inputs.v)
+            self._synchronize()
+        held_after = held_mib(self._device)
+        setup_mib = None if held_before is None or held_after is None else held_after - held_before
+        del inputs
         self.do_release()
         self._prepared[problem] = prepared
-        return {"unsupported": [], "prepare_ms": prepare_ms, "first_call_ms": first_call_ms}
+        return {
+            "unsupported": [], "prepare_ms": prepare_ms, "first_call_ms": first_call_ms, "setup_mib": setup_mib,
+        }  # fmt: skip
 
     def do_weigh(self, problem: str) -> Message:
         """The memory of one call, alone on the device; MiB beyond the inputs."""
         posed = self._problem(problem)
-        peak = peak_of(_call(posed, self._prepared[problem], self._inputs(posed, slot=0)), self._device)
-        minimum = posed.minimal_result_bytes / MIB
+        call = make_call(posed, self._prepared[problem], self._inputs(posed, slot=0))
+        return self._weighed(posed, peak_of(call, self._device))
+
+    def _weighed(self, problem: Problem, peak: Peak) -> Message:
+        if peak.peak_mib is not None:
+            self._peaks[problem.key] = peak.peak_mib
+        minimum = problem.minimal_result_bytes / MIB
         return {"peak_mib": peak.peak_mib, "driver_mib": peak.driver_mib, "minimum_mib": minimum}
 
-    def do_preload(self, oracle: str) -> Message:
-        """Puts the oracle's answer on the device, until the next release."""
-        if self._judged_by is None:
-            self._judged_by = Oracle.load(oracle, self._device)
-        return {}
+    def do_judge(self, problem: str, oracle: str, weigh: bool = False) -> Message:
+        """Judges the answer, made in memory that held NaN, and looks whether the inputs are as they were.
 
-    def do_judge(self, problem: str, oracle: str) -> Message:
-        """Judges the answer, made in memory that held NaN, and looks whether the inputs are as they were."""
+        weigh: judge the answer of a single call and weigh that, alone on the device, instead of the answer of calls as
+        timing makes them, a backward repeated.
+        """
         posed, prepared = self._problem(problem), self._prepared[problem]
-        self.do_preload(oracle)
-        assert self._judged_by is not None
         inputs = self._inputs(posed, slot=0)
-        before = _checksums(inputs)
-        _poison(posed, self._device)
-        answer = _answer(posed, prepared, inputs, self._judged_by)
+        if posed.dropout_p:  # leaves the generators where its mask begins
+            self._judged_by = self._under_its_mask(posed, inputs)
+        elif self._judged_by is None:  # until the next release: the directions of a group share it
+            self._judged_by = Oracle.load(oracle, self._device)
+        before = checksums(inputs)
+        memory: Message = {}
+        if weigh:
+            answer, peak = _weighed_answer(posed, prepared, inputs, self._judged_by, self._device)
+            memory = {"memory": self._weighed(posed, peak)}
+        else:
+            poison(posed, self._device)
+            answer = _answer(posed, prepared, inputs, self._judged_by)
         self._synchronize()
-        changed = [name for name, bits in _checksums(inputs).items() if bits != before[name]]
+        changed = [name for name, bits in checksums(inputs).items() if bits != before[name]]
         if changed:
             raise Refusal(Status.INCORRECT, f"writes into its inputs ({', '.join(changed)})")
-        return {"judgement": to_plain(_judged(self._judged_by, answer))}
+        return memory | {"judgement": to_plain(_judged(self._judged_by, answer))}
 
     def do_turn(
         self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str, keep_memory: bool
     ) -> Message:
         """Samples for one round, and the judgement of one of the timed calls' own outputs, chosen at random."""
         posed = self._problem(problem)
-        warmup_calls = 0
-        if self._subject is None or self._subject.problem != posed:
-            warmup_calls = self._make_subject(posed, probes, graph="graph" in mode)
-        assert self._subject is not None
-        calls, pace = self._subject.calls, self._paces[problem]
+        graph = "graph" in mode
+        warmup_calls = self._warm_up(posed, len(probes), graph=graph)
+        pace = self._paces[problem]
         count = max(1, min(samples, int(turn_ms / max(pace.call_ms, 1e-3))))
-        slots = [(self._calls_made + i) % len(calls) for i in range(count)]
+        slots = [(self._calls_made + i) % len(probes) for i in range(count)]
+        calls = [self._timed_call(slot, graph=graph) for slot in slots]
         self._calls_made += count
         keep = self._random.randrange(count)
+        calls[keep] = self._with_state(posed, slots[keep], calls[keep])
         turn = take_turn(
-            [calls[slot] for slot in slots],
+            calls,
             device=self._device,
             keep=keep,
             flush=None if "hot" in mode else self._flush,
@@ -169,7 +209,8 @@ class Solver:
             rewarm=pace.call_ms <= LONGEST_REWARMED_MS,
         )
         self._paces[problem] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
-        judgement = _judged(self._probes[slots[keep]], _named(posed, turn.kept))
+        probe = self._probe(posed, probes[slots[keep]], slots[keep])
+        judgement = _judged(probe, _named(posed, turn.kept)) if probe else None
         reply = {
             "ms": turn.ms,
             "host_us": sorted(turn.host_us)[len(turn.host_us) // 2] if turn.host_us else None,
@@ -177,6 +218,7 @@ class Solver:
             "discarded": turn.discarded,
             "clocks": dataclasses.asdict(turn.clocks),
             "warmup_calls": warmup_calls,
+            "inputs": len(probes),
             "judgement": to_plain(judgement),
         }
         del turn, calls
@@ -184,11 +226,20 @@ class Solver:
             self.do_release()
         return reply
 
+    def do_energy(self, problem: str, probes: list[str], mode: str) -> Message:
+        """Energy of calls in a row, alone on the device; none where it is not counted."""
+        posed, graph = self._problem(problem), "graph" in mode
+        self._warm_up(posed, len(probes), graph=graph)
+        calls = [self._timed_call(slot, graph=graph) for slot in range(len(probes))]
+        found = energy_of(calls, self._paces[problem].call_ms, self._device, self._clocks)
+        del calls
+        self.do_release()
+        return {"energy": to_plain(found)}
+
     def do_release(self) -> Message:
-        """Gives back all device memory but what the implementation itself holds."""
+        """Gives back all device memory but what the implementation itself holds, and the probes, which are small."""
         self._subject = None
         self._judged_by = None
-        self._probes = []
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return {}
@@ -200,49 +251,120 @@ class Solver:
             self._plan = plan
             self._prepared = {}
             self._paces = {}
+            self._peaks = {}
+            self._probes = {}
+            self._dropped = {}
+            self._probed = set()
             self._random = random.Random(plan.seed)
             self.do_release()
 
-    def _problem(self, key: str) -> Problem:
+    @property
+    def _plan_open(self) -> GroupPlan:
         assert self._plan is not None, "no group is open"
-        return next(p for p in self._plan.problems if p.key == key)
+        return self._plan
+
+    def _problem(self, key: str) -> Problem:
+        return next(p for p in self._plan_open.problems if p.key == key)
 
     def _inputs(self, problem: Problem, slot: int) -> Inputs:
-        assert self._plan is not None, "no group is open"
-        return make_inputs(
-            problem,
-            slot_seed(self._plan, slot),
-            self._device,
-            dout=problem.direction != "fwd",
-            kind=self._plan.inputs,
-        )
+        seed, kind = slot_seed(self._plan_open, slot), self._plan_open.inputs
+        return make_inputs(problem, seed, self._device, dout=problem.direction != "fwd", kind=kind)
 
-    def _make_subject(self, problem: Problem, probes: list[str], graph: bool) -> int:
-        """Puts inputs and calls in place, warms up, and returns how many calls that took."""
+    def _warm_up(self, problem: Problem, slots: int, *, graph: bool) -> int:
+        """Makes ``problem`` the subject, if it is not, with a first call warm; returns how many calls that took."""
+        if self._subject is not None and self._subject.problem == problem:
+            return 0
         self.do_release()
-        prepared = self._prepared[problem.key]
-        self._probes = [Oracle.load(path, self._device) for path in probes]
-        calls = [
-            _call(problem, prepared, self._inputs(problem, slot), again=True)
-            for slot in range(len(self._probes))
-        ]
-        if graph:
-            calls = [capture(call) for call in calls]
-        self._subject = Subject(problem, calls)
-        if problem.key in self._paces:  # back from a release between turns: warm already, but for its memory
-            calls[0]()
-            self._synchronize()
-            return 1
-        made, call_ms = warm_up(calls[0], self._device)
-        self._paces[problem.key] = Pace(call_ms, FIRST_HOLD_MS)
+        # Memory that the driver hands out during a sample would be in the sample.
+        ready = self._device.type == "cuda" and problem.key in self._peaks
+        if ready:
+            reserve(self._peaks[problem.key], self._device)
+        self._subject = Subject(problem)
+        call = self._timed_call(self._calls_made % slots, graph=graph)
+        if ready and problem.key in self._paces:  # back from a release between turns
+            return 0
+        if ready and is_long(self._plan_open):
+            # A judged call is behind it, and caches and clocks come back early in the first sample.
+            self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
+            return 0
+        made, call_ms = warm_up(call, self._device)
+        self._paces[problem.key] = Pace(call_ms, first_hold_ms(call_ms))
         return made
+
+    def _timed_call(self, slot: int, *, graph: bool) -> Call:
+        """The subject's call on the inputs of ``slot``, made when it is first needed."""
+        assert self._subject is not None, "no subject"
+        if slot not in self._subject.calls:
+            problem = self._subject.problem
+            if problem.dropout_p:
+                self._subject.states[slot] = GeneratorState.now(self._device)
+            call = make_call(problem, self._prepared[problem.key], self._inputs(problem, slot), again=True)
+            self._subject.calls[slot] = capture(call) if graph else call
+        return self._subject.calls[slot]
+
+    def _probe(self, problem: Problem, path: str, slot: int) -> Oracle | None:
+        """What a timed call is compared with: the slot's own; with dropout, of the mask that the call drew."""
+        if problem.dropout_p:
+            return self._probe_its_mask(problem, slot)
+        if path not in self._probes:
+            self._probes[path] = Oracle.load(path, self._device)
+        return self._probes[path]
+
+    # ---- dropout ------------------------------------------------------------------------------------------
+
+    def _under_its_mask(self, problem: Problem, inputs: Inputs) -> Oracle:
+        seed = slot_seed(self._plan_open, 0)
+        state = GeneratorState.at(seed, self._device)
+        assert self._implementation is not None, "judge before hello"
+        with _answering():
+            oracle = judged_oracle(
+                problem, self._implementation, self._prepared[problem.key], inputs, seed, state
+            )
+        self._dropped[problem.key] = dataclasses.replace(oracle, tensors={})
+        return oracle
+
+    def _probe_its_mask(self, problem: Problem, slot: int) -> Oracle | None:
+        """None where that takes too long, but for the first call that is asked for."""
+        judged, again = self._dropped[problem.key], problem.key in self._probed
+        if again and not is_cheap_to_probe(problem, self._paces[problem.key].call_ms):
+            return None
+        self._probed.add(problem.key)
+        assert self._implementation is not None, "turn before hello"
+        assert self._subject is not None, "no subject"
+        prepared, state = self._prepared[problem.key], self._subject.states[slot]
+        inputs, seed = self._inputs(problem, slot), slot_seed(self._plan_open, slot)
+        with _answering():
+            probe = probe_oracle(problem, self._implementation, prepared, inputs, seed, state)
+        return probe.with_budgets_of(judged)
+
+    def _with_state(self, problem: Problem, slot: int, call: Call) -> Call:
+        """The same call, which notes the generators' state before it, where it draws a mask. A ``bwd`` call draws
+        none: it uses that of the forward which was run when it was made."""
+        if not problem.dropout_p or problem.direction == "bwd":
+            return call
+        assert self._subject is not None, "no subject"
+        states = self._subject.states
+
+        def noting() -> Any:
+            states[slot] = GeneratorState.now(self._device)
+            return call()
+
+        return noting
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
 
-def _call(problem: Problem, prepared: Prepared, inputs: Inputs, *, again: bool = False) -> Call:
+def device_of(device: torch.device) -> Device:
+    """The contract's Device for torch's, with what CUDA says of it."""
+    if device.type != "cuda":
+        return Device(device.type)
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return Device("cuda", device.index or 0, name, capability)
+
+
+def make_call(problem: Problem, prepared: Prepared, inputs: Inputs, *, again: bool = False) -> Call:
     """What one call of the problem's direction is. Results: out; (dq, dk, dv); or both in a row.
 
     again: the call will be made many times. A ``bwd`` call then runs the forward once, here, and keeps its graph;
@@ -291,36 +413,37 @@ def _answer(problem: Problem, prepared: Prepared, inputs: Inputs, oracle: Oracle
     return {"out": out.detach()} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
 
 
+def _weighed_answer(
+    problem: Problem, prepared: Prepared, inputs: Inputs, oracle: Oracle, device: torch.device
+) -> tuple[dict[str, torch.Tensor], Peak]:
+    """The tensors to be judged, out of the very call that was weighed; the lse by its companion."""
+    if problem.direction != "fwd":
+        inputs = dataclasses.replace(inputs, dout=judging_dout(inputs, oracle.rows))
+    call = make_call(problem, prepared, inputs)
+    peak = peak_of(call, device, before=lambda: poison(problem, device))
+    answer = dict(zip(("out", "dq", "dk", "dv"), peak.result, strict=False))
+    answer["out"] = _tensor(answer["out"])
+    if problem.direction == "fwd" and prepared.attend_with_lse is not None:
+        with torch.no_grad():
+            answer["lse"] = prepared.attend_with_lse(inputs.q, inputs.k, inputs.v)[1]
+    return answer, peak
+
+
 def _tensor(out: object) -> torch.Tensor:
     if not isinstance(out, torch.Tensor):
         raise Refusal(Status.INCORRECT, f"attend returned a {type(out).__name__}, not a Tensor")
     return out
 
 
-def _judged(oracle: Oracle, answer: dict[str, torch.Tensor]) -> Judgement:
+@contextmanager
+def _answering() -> Iterator[None]:
+    """An answer that has not even the form of one is INCORRECT."""
     try:
-        return judge(oracle, answer)
+        yield
     except WrongAnswer as wrong:
         raise Refusal(Status.INCORRECT, str(wrong)) from None
 
 
-def _checksums(inputs: Inputs) -> dict[str, int]:
-    """A sum of each tensor's bits: cheap, and no write that matters leaves it as it was."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    tensors = {name: getattr(inputs, name) for name in ("q", "k", "v", "dout")}
-    return {
-        name: int(tensor.contiguous().view(integers[tensor.element_size()]).sum(dtype=torch.int64))
-        for name, tensor in tensors.items()
-        if tensor is not None
-    }
-
-
-def _poison(problem: Problem, device: torch.device) -> None:
-    """Leaves NaN in the memory that the next allocations are likely to be given, so that what is not written shows."""
-    dtype = torch_dtype(problem.dtype)
-    shapes = [problem.out_shape] if problem.direction == "fwd" else [
-        problem.out_shape, problem.q_shape, problem.k_shape, problem.v_shape
-    ]  # fmt: skip
-    held = [torch.full((math.prod(shape),), math.nan, dtype=dtype, device=device) for shape in shapes]
-    held.append(torch.full((problem.batch * problem.heads * problem.seqlen_q,), math.nan, device=device))
-    del held
+def _judged(oracle: Oracle, answer: dict[str, torch.Tensor]) -> Judgement:
+    with _answering():
+        return judge(oracle, answer)

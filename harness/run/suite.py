@@ -1,7 +1,8 @@
 """Suites: which problems are posed and why, read from TOML.
 
-A suite file has ``name``, ``why``, an optional ``device`` that the whole suite needs, and ``[[case]]``
-tables. A case has its own ``name``, ``why``, optional ``device`` (posed only there) and ``inputs`` (how
+A suite file has ``name``, ``why``, an optional ``device`` that the whole suite needs, ``approximations = true`` where
+approximate implementations belong in it, and ``[[case]]`` tables. A case has its own ``name``, ``why``, optional
+``device`` (posed only there) and ``inputs`` (how
 values are drawn); every other key is a field of Problem, or one of three conveniences::
 
     seqlen = ["1k", "2k"]    seqlen_q and seqlen_k at once; sizes may be written with a binary k (1k = 1024)
@@ -14,6 +15,7 @@ attnbench.suites; a path that ends in ``.toml`` is the user's own, with the same
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import itertools
 import re
@@ -32,10 +34,10 @@ NUMBERS = ("dropout_p", "scale")
 WORDS = ("dtype", "mask", "direction", "layout")
 PROBLEM_KEYS = SIZES + CONVENIENCES + NUMBERS + WORDS
 CASE_KEYS = ("name", "why", "device", "inputs", *PROBLEM_KEYS)
-SUITE_KEYS = ("name", "why", "device", "case")
+SUITE_KEYS = ("name", "why", "device", "approximations", "case")
 DEVICES = ("cpu", "cuda")
 # As oracle.inputs draws them; written out here because that module imports torch.
-INPUTS = ("normal", "needle", "large")
+INPUTS = ("normal", "needle", "large", "equal", "negative", "overflow")
 
 # A problem's field may have been given by another key: where an error about it is reported.
 _GIVEN_BY = {"batch": "tokens", "heads": "hidden", "seqlen_q": "seqlen", "seqlen_k": "seqlen"}
@@ -59,13 +61,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Suite:
-    """source: the file it was read from. device: the kind of device that it needs, or None."""
+    """source: the file it was read from. device: the kind of device that it needs, or None. approximations: whether
+    approximate implementations are measured beside the exact ones."""
 
     name: str
     why: str
     cases: tuple[Case, ...]
     source: str
     device: str | None = None
+    approximations: bool = False
 
     def on(self, device_kind: str) -> tuple[Case, ...]:
         """The cases posed on ``device_kind``; none where the suite needs another device."""
@@ -90,7 +94,7 @@ def load_suite(name_or_path: str, device_kind: str) -> Suite:
         raise SuiteError(message, Exit.MACHINE)
     if not (cases := suite.on(device_kind)):
         raise SuiteError(f"suite {suite.name} poses nothing on {device_kind} ({suite.source})")
-    return Suite(suite.name, suite.why, cases, suite.source, suite.device)
+    return dataclasses.replace(suite, cases=cases)
 
 
 def read_suite(name_or_path: str) -> Suite:
@@ -115,7 +119,7 @@ def read_suite(name_or_path: str) -> Suite:
 
 def parse_suite(text: str, source: str) -> Suite:
     """Reads a suite from TOML ``text``; SuiteError names ``source``, line and key."""
-    return _Parser(text, source).suite()
+    return SuiteParser(text, source).suite()
 
 
 def parse_size(value: int | str) -> int:
@@ -131,8 +135,13 @@ def _built_in() -> Any:
     return importlib.resources.files("attnbench.suites")
 
 
-class _Parser:
-    """One suite file. ``section`` is None for the file's top and the number of a ``[[case]]`` below it."""
+class SuiteParser:
+    """One suite file. ``section`` is None for the file's top and the number of a ``[[case]]`` below it.
+
+    A kind of suite with more words subclasses it: ``case_keys``, ``cases`` and ``check_repeat``.
+    """
+
+    case_keys: tuple[str, ...] = CASE_KEYS
 
     def __init__(self, text: str, source: str) -> None:
         self.lines = text.splitlines()
@@ -144,42 +153,49 @@ class _Parser:
 
     def suite(self) -> Suite:
         self._check_keys(self.data, SUITE_KEYS, None)
-        name, why = (self._word(self.data, key, None) for key in ("name", "why"))
-        device = self._device(self.data, None)
+        name, why = (self.word(self.data, key, None) for key in ("name", "why"))
+        device = self.device(self.data, None)
+        approximations = self.data.get("approximations", False)
+        if not isinstance(approximations, bool):
+            raise self.error("approximations", None, f"{approximations!r} is neither true nor false")
         tables = self.data.get("case", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
-            raise self._error("case", None, "a suite holds at least one [[case]] table")
+            raise self.error("case", None, "a suite holds at least one [[case]] table")
         cases: list[Case] = []
         section_of_group: dict[tuple[str, str], int] = {}
         seen: set[tuple[str, str]] = set()
         for section, table in enumerate(tables):
-            for case in self._cases(table, section):
+            self._check_keys(table, self.case_keys, section)
+            for case in self.cases(table, section):
                 for kind in DEVICES if case.device is None else (case.device,):
-                    self._check_repeat(case, kind, section, section_of_group, seen)
+                    self.check_repeat(case, kind, section, section_of_group, seen)
                 cases.append(case)
-        return Suite(name, why, tuple(cases), self.source, device)
+        return Suite(name, why, tuple(cases), self.source, device, approximations)
 
-    def _cases(self, table: dict[str, Any], section: int) -> list[Case]:
-        self._check_keys(table, CASE_KEYS, section)
-        name, why = (self._word(table, key, section) for key in ("name", "why"))
-        inputs = self._word(table, "inputs", section, default="normal")
+    def cases(self, table: dict[str, Any], section: int) -> list[Case]:
+        """The cases that one ``[[case]]`` table stands for."""
+        name, why = (self.word(table, key, section) for key in ("name", "why"))
+        inputs = self.word(table, "inputs", section, default="normal")
         if inputs not in INPUTS:
-            raise self._error("inputs", section, unknown_word("kind of inputs", inputs, INPUTS))
-        device = self._device(table, section)
+            raise self.error("inputs", section, unknown_word("kind of inputs", inputs, INPUTS))
+        device = self.device(table, section)
+        return [Case(problem, name, why, inputs, device) for problem in self.problems(table, section)]
+
+    def problems(self, table: dict[str, Any], section: int) -> list[Problem]:
+        """The problems of a table: its lists crossed, the last one written varying fastest."""
         for short, longs in (
             ("seqlen", ("seqlen_q", "seqlen_k")),
             ("tokens", ("batch",)),
             ("hidden", ("heads",)),
         ):
             if short in table and (both := [key for key in longs if key in table]):
-                raise self._error(
+                raise self.error(
                     short, section, f"stands for {' and '.join(longs)}; {both[0]} is given as well"
                 )
         axes = {key: self._values(key, table[key], section) for key in PROBLEM_KEYS if key in table}
-        # In the order written, so that the file says which axis varies fastest: the last one.
         axes = {key: axes[key] for key in table if key in axes}
         points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
-        return [Case(self._problem(point, section), name, why, inputs, device) for point in points]
+        return [self._problem(point, section) for point in points]
 
     def _problem(self, point: dict[str, Any], section: int) -> Problem:
         fields = dict(point)
@@ -187,30 +203,30 @@ class _Parser:
             fields |= {"seqlen_q": seqlen, "seqlen_k": seqlen}
         for short, needed in (("tokens", "seqlen_q"), ("hidden", "head_dim")):
             if short in fields and fields.get(needed, 0) < 1:
-                raise self._error(short, section, f"needs a {needed} of at least 1")
+                raise self.error(short, section, f"needs a {needed} of at least 1")
         if (tokens := fields.pop("tokens", None)) is not None:
             fields["batch"] = max(1, tokens // max(fields["seqlen_q"], fields.get("seqlen_k", 0)))
         if (hidden := fields.pop("hidden", None)) is not None:
             if hidden % fields["head_dim"]:
                 message = f"{hidden} is not a multiple of head_dim {fields['head_dim']}"
-                raise self._error("hidden", section, message)
+                raise self.error("hidden", section, message)
             fields["heads"] = hidden // fields["head_dim"]
         if missing := [key for key in ("batch", "heads", "seqlen_q", "head_dim") if key not in fields]:
             key = missing[0]
             alternative = f" (or {_GIVEN_BY[key]})" if key in _GIVEN_BY else ""
-            raise self._error(None, section, f"key {key!r}{alternative} is missing")
+            raise self.error(None, section, f"key {key!r}{alternative} is missing")
         try:
             return Problem(**fields)
         except ValueError as error:
             # Problem's messages begin with the field they are about.
             key = str(error).split(" ", 1)[0]
             key = key if key in point else _GIVEN_BY.get(key, key)
-            raise self._error(key if key in point else None, section, str(error)) from None
+            raise self.error(key if key in point else None, section, str(error)) from None
 
     def _values(self, key: str, value: Any, section: int) -> list[Any]:
         values = value if isinstance(value, list) else [value]
         if not values:
-            raise self._error(key, section, "is an empty list, which would pose nothing")
+            raise self.error(key, section, "is an empty list, which would pose nothing")
         return [self._scalar(key, item, section) for item in values]
 
     def _scalar(self, key: str, value: Any, section: int) -> Any:
@@ -225,30 +241,32 @@ class _Parser:
                 return Mask.parse(value) if key == "mask" else value
             return parse_size(value)
         except ValueError as error:
-            raise self._error(key, section, str(error)) from None
+            raise self.error(key, section, str(error)) from None
 
-    def _word(self, table: dict[str, Any], key: str, section: int | None, default: str | None = None) -> str:
+    def word(self, table: dict[str, Any], key: str, section: int | None, default: str | None = None) -> str:
+        """The text of a key, its white space settled; SuiteError where it is missing or says nothing."""
         if key not in table and default is None:
-            raise self._error(None, section, f"key {key!r} is missing")
+            raise self.error(None, section, f"key {key!r} is missing")
         value = table.get(key, default)
         if not isinstance(value, str) or not value.strip():
-            raise self._error(key, section, f"{value!r} is not a string that says something")
+            raise self.error(key, section, f"{value!r} is not a string that says something")
         return " ".join(value.split())
 
-    def _device(self, table: dict[str, Any], section: int | None) -> str | None:
+    def device(self, table: dict[str, Any], section: int | None) -> str | None:
+        """The kind of device that the table asks for, or None."""
         if "device" not in table:
             return None
-        device = self._word(table, "device", section)
+        device = self.word(table, "device", section)
         if device not in DEVICES:
-            raise self._error("device", section, unknown_word("device", device, DEVICES))
+            raise self.error("device", section, unknown_word("device", device, DEVICES))
         return device
 
     def _check_keys(self, table: dict[str, Any], known: tuple[str, ...], section: int | None) -> None:
         for key in table:
             if key not in known:
-                raise self._error(key, section, unknown_word("key", key, known))
+                raise self.error(key, section, unknown_word("key", key, known))
 
-    def _check_repeat(
+    def check_repeat(
         self,
         case: Case,
         kind: str,
@@ -256,6 +274,7 @@ class _Parser:
         section_of_group: dict[tuple[str, str], int],
         seen: set[tuple[str, str]],
     ) -> None:
+        """SuiteError for a case that stands in the suite already, on one kind of device."""
         # A group is judged and timed as one, so all directions of a problem belong to one case.
         key = (case.problem.key, kind)
         first = section_of_group.setdefault((case.problem.group_key, kind), section)
@@ -263,10 +282,11 @@ class _Parser:
             place = f"the case on line {self._line(None, first)}" if first != section else "this very case"
             hint = "" if key in seen else "; give all directions of a problem in one case"
             message = f"case {case.name!r} repeats {case.problem.group_key} of {place}{hint}"
-            raise self._error(None, section, message)
+            raise self.error(None, section, message)
         seen.add(key)
 
-    def _error(self, key: str | None, section: int | None, message: str) -> SuiteError:
+    def error(self, key: str | None, section: int | None, message: str) -> SuiteError:
+        """An error that names the file, the line and the key."""
         where = f"{self.source}:{self._line(key, section)}"
         return SuiteError(
             f"{where}: {message}" if key is None or key in message else f"{where}: {key} {message}"

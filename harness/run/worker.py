@@ -8,6 +8,7 @@ CUDA error that does not go away the process answers and leaves; the runner star
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import socket
@@ -82,11 +83,10 @@ def _one_line(error: BaseException, text: str) -> str:
 
 
 def _status_of(error: BaseException) -> Status:
-    import torch
-
     if isinstance(error, Refusal):
         return error.status
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    torch = sys.modules.get("torch")  # not imported here: that it cannot be may be the very error
+    out_of_memory = isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError))
     # torch's CPU allocator raises a plain RuntimeError, and libraries pass cudaErrorMemoryAllocation on as text.
     told = ("can't allocate memory", "out of memory", "cannot allocate memory")
     return Status.OOM if out_of_memory or any(t in str(error).lower() for t in told) else Status.ERROR
@@ -94,9 +94,8 @@ def _status_of(error: BaseException) -> Status:
 
 def _device_is_lost() -> bool:
     """Whether CUDA is in an error that stays: every later call in this process would fail too."""
-    import torch
-
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
@@ -131,15 +130,22 @@ def _operations(spec: dict[str, Any]) -> Callable[[str], Callable[..., Message]]
         if name == "hello" and (why := _unavailable_without_torch(spec)):
             return lambda: {"version": "unknown", "unavailable": why}
         if not roles:
-            from attnbench.harness.run.referee import Referee
-            from attnbench.harness.run.solver import Solver
-
-            is_referee = spec["role"] == REFEREE
-            roles.append(Referee(spec["device"]) if is_referee else Solver(spec["role"], spec["device"]))
+            roles.append(_role(spec))
         found: Callable[..., Message] = getattr(roles[0], f"do_{name}")
         return found
 
     return operation
+
+
+def _role(spec: dict[str, Any]) -> Any:
+    """What answers the requests of this process."""
+    if spec["serves"]:
+        module, _, name = spec["serves"].partition(":")
+        return getattr(importlib.import_module(module), name)(spec["role"], spec["device"])
+    from attnbench.harness.run.referee import Referee
+    from attnbench.harness.run.solver import Solver
+
+    return Referee(spec["device"]) if spec["role"] == REFEREE else Solver(spec["role"], spec["device"])
 
 
 def _unavailable_without_torch(spec: dict[str, Any]) -> str:

@@ -57,6 +57,18 @@ class Plugin(Implementation):
         ({}, {"dropout_p": 0.25}, HOPPER, "dropout_p 0.25 is not supported"),
         ({"backward": False}, {"direction": "bwd"}, HOPPER, "has no backward pass"),
         ({}, {"seqlen_k": 0}, HOPPER, "sequence length 0 is below 1"),
+        (
+            {"contiguous_head_dim": True},
+            {"strides": (("k", (32768, 1, 8192, 128)),)},
+            HOPPER,
+            "last dimension of k is not contiguous",
+        ),
+        (
+            {"stride_multiple": 8},
+            {"strides": (("q", (33280, 260, 65, 1)), ("dout", (33280, 260, 65, 1)))},
+            HOPPER,
+            "strides of q are not multiples of 8 elements",
+        ),
     ],
 )
 def test_each_limit_gives_its_reason(capabilities, problem, device, reason):

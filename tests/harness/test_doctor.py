@@ -34,11 +34,13 @@ PLUGINS = {
     "missing": ("import no_such_module_at_all\n", "broken", "No module named 'no_such_module_at_all'"),
     "older": (SOUND.replace("contract = 1", "contract = 0"), "broken", "written for an older plugin contract (0)"),
     "cuda_only": (SOUND.replace('("cpu",)', '("cuda",)'), "unavailable", "runs on cuda, and this run is on cpu"),
+    "rough": (SOUND, "usable", ""),
     "needy": (f"{SOUND}    def unavailable(self, device): return Unavailable('needs x', 'pip install x')\n",
               "unavailable", "needs x"),
     "rude": (f"{SOUND}    def unavailable(self, device): return 1 / 0\n", "broken",
              "unavailable() raises ZeroDivisionError"),
 }  # fmt: skip
+APPROXIMATE = ("rough",)
 
 
 def ended(pid: int) -> bool:
@@ -58,13 +60,23 @@ def plant(site: Path, monkeypatch: pytest.MonkeyPatch, sources: dict[str, str]) 
     metadata = site / "planted-2.5.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 2.5\n")
-    points = [f"{name} = planted_{name}:Plugin" for name in sources]
-    (metadata / "entry_points.txt").write_text("\n".join(["[attnbench.impls]", *points]) + "\n")
+    groups = {False: "[attnbench.impls]", True: "[attnbench.approximations]"}
+    text = ""
+    for approximate, group in groups.items():
+        points = [
+            f"{name} = planted_{name}:Plugin" for name in sources if (name in APPROXIMATE) == approximate
+        ]
+        text += "\n".join([group, *points]) + "\n"
+    (metadata / "entry_points.txt").write_text(text)
     for name, source in sources.items():
         (site / f"planted_{name}.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
-    found = {name: [Entry(name, f"planted_{name}:Plugin", "planted", "2.5")] for name in sources}
-    monkeypatch.setattr(doctor, "entries", lambda: found)
+
+    def found(*, approximate: bool = False) -> dict[str, list[Entry]]:
+        names = [name for name in sources if (name in APPROXIMATE) == approximate]
+        return {name: [Entry(name, f"planted_{name}:Plugin", "planted", "2.5")] for name in names}
+
+    monkeypatch.setattr(doctor, "entries", found)
 
 
 @pytest.fixture(scope="module")

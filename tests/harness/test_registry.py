@@ -10,7 +10,7 @@ import pytest
 
 from attnbench.harness.contract import CONTRACT_VERSION, Capabilities, Device, Implementation, Prepared
 from attnbench.harness.problem import Problem
-from attnbench.harness.registry import GROUP, PluginError, entries, load
+from attnbench.harness.registry import APPROXIMATE_GROUP, GROUP, PluginError, entries, load
 
 
 class Good(Implementation):
@@ -42,15 +42,20 @@ def register(monkeypatch):
     points: list[importlib.metadata.EntryPoint] = []
 
     def entry_points(*, group: str) -> importlib.metadata.EntryPoints:
-        assert group == GROUP
-        return importlib.metadata.EntryPoints(points)
+        return importlib.metadata.EntryPoints(point for point in points if point.group == group)
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
-    def add(name: str, plugin: object, distribution: str = "some-kernels", value: str | None = None) -> None:
+    def add(
+        name: str,
+        plugin: object,
+        distribution: str = "some-kernels",
+        value: str | None = None,
+        group: str = GROUP,
+    ) -> None:
         attribute = f"plugin{len(points)}"
         setattr(module, attribute, plugin)
-        point = importlib.metadata.EntryPoint(name, value or f"fake_plugins:{attribute}", GROUP)
+        point = importlib.metadata.EntryPoint(name, value or f"fake_plugins:{attribute}", group)
         points.append(point._for(FakeDistribution(distribution)))
 
     return add
@@ -167,3 +172,19 @@ def test_what_this_project_registers_loads():
     own = [name for name, found in entries().items() if found[0].value.startswith("attnbench.impls.")]
     assert "standard" in own
     assert load("standard").name == "standard"
+
+
+def test_an_approximation_is_kept_apart_and_loads_as_one(register):
+    register("exact", Good())
+    register("rough", Good(), group=APPROXIMATE_GROUP)
+    assert list(entries()) == ["exact"]
+    assert list(entries(approximate=True)) == ["rough"]
+    assert load("rough").approximate
+    assert not load("exact").approximate
+
+
+def test_a_name_in_both_groups_is_refused(register):
+    register("same", Good())
+    register("same", Good(), group=APPROXIMATE_GROUP)
+    with pytest.raises(PluginError, match="registered twice"):
+        load("same")

@@ -10,7 +10,14 @@ import types
 import pytest
 import torch
 
-from attnbench.harness.contract import CONTRACT_VERSION, Capabilities, Device, Implementation, Unavailable
+from attnbench.harness.contract import (
+    CONTRACT_VERSION,
+    Capabilities,
+    Device,
+    Implementation,
+    Unavailable,
+    Unsupported,
+)
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
 from attnbench.impls import flash_attn, xformers_fmha
@@ -53,6 +60,20 @@ def test_importing_the_adapters_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["flex", "flash-attn-2", "flash-attn-4", "xformers-cutlass", "sdpa-flash"])
+def test_what_the_library_would_answer_wrongly_is_refused_before_it_is_called(name: str) -> None:
+    shifted = Mask.causal("top_left") if name.startswith("flash-attn") else Mask.causal()
+    problem = Problem(1, 2, 9, 12, seqlen_k=4, mask=shifted, dtype="fp64")
+    with pytest.raises(Unsupported, match=r"alignment|fp64|nothing to attend to"):
+        load(name).prepare(problem, HOPPER)
+
+
+@pytest.fixture
+def any_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-in libraries compute on a CPU and in fp32, which the real ones do not declare."""
+    monkeypatch.setattr(Implementation, "require", lambda *_: None)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
@@ -187,6 +208,7 @@ def test_flex_mask_mod_is_the_mask(mask: str) -> None:
     assert torch.equal(seen(b, h, i, j).expand(3, -1, -1), visible)
 
 
+@pytest.mark.usefixtures("any_problem")
 @pytest.mark.filterwarnings("ignore")  # eager FlexAttention warns that it is a debugging aid
 @pytest.mark.parametrize("mask", ["full", *MASKS[:3]])
 def test_flex_passes_on_mask_scale_and_groups(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +228,9 @@ def fmha(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """xformers' module, with plain torch where its dispatcher would ask for a GPU."""
     library = pytest.importorskip("xformers.ops.fmha", exc_type=ImportError)
 
-    def plain(q, k, v, *, attn_bias, scale, op):
+    def plain(q, k, v, *, attn_bias, p, scale, op):
         """BMHK or BMGHK as documented by xformers, with the bias materialised."""
+        assert p == 0
         scores = torch.einsum("bm...k,bn...k->b...mn", q, k) * scale
         if attn_bias is not None:
             shape = (scores.shape[-2], scores.shape[-1])
@@ -234,6 +257,7 @@ def fmha(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         ("xformers-splitk", 1, "causal"),
     ],
 )
+@pytest.mark.usefixtures("any_problem")
 def test_xformers_passes_on_mask_scale_and_groups(
     fmha, name: str, rows: int, mask: str, kv_heads: int
 ) -> None:
@@ -276,6 +300,7 @@ def test_xformers_limits_are_the_operators(fmha, name: str) -> None:
         ("flash-attn-4", "flash_attn.cute", (7, None), "return_lse"),
     ],
 )
+@pytest.mark.usefixtures("any_problem")
 def test_flash_attn_arguments(
     name: str, module: str, window: tuple[object, object], lse_option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +325,7 @@ def test_flash_attn_arguments(
     assert calls[2] == {"softmax_scale": 0.125, "causal": False, "window_size": window}
 
 
+@pytest.mark.usefixtures("any_problem")
 def test_flash_attention_2_keeps_its_infinite_lse_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("flash_attn", "flash_attn.flash_attn_interface"):
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnbench.harness.contract import Device, Implementation
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
-from attnbench.impls import sdpa, standard, tiled, tiled_algorithms
+from attnbench.impls import sdpa, standard, tiled
+from attnbench.impls.algorithms import tiles as tiling
 
 CPU = Device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -227,10 +228,10 @@ def test_tiled_on_any_problem(impl, rows, keys, heads, head_dim, head_dim_v, ban
         mask=dataclasses.replace(band, blocks=blocks),
         direction="fwd_bwd",
     )
-    small_tiles = dict.fromkeys(tiled_algorithms.BLOCK, 32)
+    small_tiles = dict.fromkeys(tiling.BLOCK, 32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled_algorithms, "BLOCK", small_tiles)
-        patch.setattr(tiled_algorithms, "SMALLEST_BLOCK", 16)
+        patch.setattr(tiling, "BLOCK", small_tiles)
+        patch.setattr(tiling, "SMALLEST_BLOCK", 16)
         assert errors(impl, problem) == {}
 
 
@@ -261,17 +262,17 @@ def largest_tensor(impl: Implementation, seqlen: int, mask: str) -> int:
 @pytest.mark.parametrize("mask", ["causal", "blocks(random,64x64,density=0.1)"])
 def test_tiled_memory_is_linear(impl: Implementation, mask: str) -> None:
     seqlen = 1024
-    tile = tiled_algorithms.BLOCK["cpu"] ** 2
+    tile = tiling.BLOCK["cpu"] ** 2
     assert largest_tensor(impl, seqlen, mask) <= max(tile, 4 * seqlen)
     assert largest_tensor(standard.Standard(), seqlen, mask) >= seqlen**2  # the record sees a quadratic one
 
 
 @pytest.mark.parametrize("impl", [tiled.fa1, tiled.fa2], ids=lambda impl: impl.name)
 def test_tiled_skips_hidden_tiles(impl: Implementation) -> None:
-    tiles = tiled_algorithms.Tiles.of(Problem(1, 1, 1024, 8, mask=Mask.window(64, 0)), torch.device("cpu"))
+    tiles = tiling.Tiles.of(Problem(1, 1, 1024, 8, mask=Mask.window(64, 0)), torch.device("cpu"))
     assert tiles.visible.shape == (8, 8)
     assert tiles.visible.sum() == 8 + 7
-    causal = tiled_algorithms.Tiles.of(Problem(1, 1, 1024, 8, mask=Mask.causal()), torch.device("cpu"))
+    causal = tiling.Tiles.of(Problem(1, 1, 1024, 8, mask=Mask.causal()), torch.device("cpu"))
     assert causal.whole.sum() == 7 * 8 // 2  # below the diagonal no pair is compared with a bound
 
 

@@ -16,8 +16,8 @@ def lengths(suite: Suite) -> set[int]:
     return {max(case.problem.seqlen_q, case.problem.seqlen_k) for case in suite.cases}
 
 
-def test_the_six_suites_are_there() -> None:
-    assert suite_names() == ["decode", "gqa", "long-seq", "memory", "paper", "smoke"]
+def test_the_seven_suites_are_there() -> None:
+    assert suite_names() == ["decode", "fa1-paper", "gqa", "long-seq", "memory", "paper", "smoke"]
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -69,6 +69,16 @@ def test_paper_holds_16k_tokens_and_hidden_2048_throughout() -> None:
     problems = [case.problem for case in load_suite("paper", "cuda").cases]
     assert {p.seqlen_q for p in problems} == {512 << n for n in range(6)}
     assert all(p.batch * p.seqlen_q == 16 * K and p.heads * p.head_dim == 2048 for p in problems)
+
+
+def test_fa1_paper_poses_the_papers_tables_and_asks_for_approximations() -> None:
+    suite = load_suite("fa1-paper", "cuda")
+    problems = [case.problem for case in suite.cases]
+    assert {(p.batch, p.heads, p.head_dim, p.dtype) for p in problems} == {(16, 8, 64, "fp16")}
+    assert lengths(suite) == {128 << n for n in range(10)}
+    assert {p.direction for p in problems} == {"fwd", "bwd", "fwd_bwd"}
+    assert {p.dropout_p for p in problems} == {0.0, 0.1}
+    assert [name for name in suite_names() if read_suite(name).approximations] == ["fa1-paper"]
 
 
 def test_memory_doubles_the_length_with_all_else_fixed() -> None:

@@ -98,8 +98,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: list[Gpu]) -> B
     report = types.ModuleType("attnbench.harness.report.write")
     report.write_all = report.write_report = report.write_plots = bench.write_report  # type: ignore[attr-defined]
     monkeypatch.setattr(runner, "run", bench.run)
-    monkeypatch.setattr("attnbench.harness.cli.run.entries", lambda: found)
-    monkeypatch.setattr("attnbench.harness.registry.entries", lambda: found)
+    for place in ("attnbench.harness.cli.run.entries", "attnbench.harness.registry.entries"):
+        monkeypatch.setattr(place, lambda approximate=False: {} if approximate else found)
     monkeypatch.setattr("attnbench.harness.cli.run.visible_gpus", lambda: gpus)
     monkeypatch.setattr("attnbench.harness.cli.show.visible_gpus", lambda: gpus)
     monkeypatch.setitem(sys.modules, "attnbench.harness.report.write", report)

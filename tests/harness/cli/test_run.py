@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from attnbench.harness.cli.run import exit_code
+from attnbench.harness.run import environment
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.gpus import Gpu
 from attnbench.harness.run.record import Status
@@ -128,6 +129,7 @@ def test_baseline_and_metrics_reach_the_report(bench: Any) -> None:
         (["--suite", "smoke", "--device", "gpu"], Exit.USAGE, "--device: 'gpu' is no device"),
         (["--suite", "smoke", "--device", "cuda"], Exit.MACHINE, "--device cuda:0 is not there; GPUs visible: none"),
         (["--suite", "long-seq"], Exit.MACHINE, "suite long-seq needs a cuda device, and this run is on cpu"),
+        (["--suite", "smoke", "--resume-anyway"], Exit.USAGE, "--resume-anyway: name the run's folder with --resume"),
         (["--resume", "gone"], Exit.USAGE, "--resume gone: no run is there (no plan.json)"),
     ],
 )  # fmt: skip
@@ -212,9 +214,9 @@ def test_the_exit_code_is_of_the_whole_run(bench: Any, status: Status) -> None:
 
 
 def test_resume_goes_on_as_recorded(bench: Any) -> None:
-    bench(
-        "run", "--suite", "smoke", "--output-dir", "out", "--rounds", "7", "--only", "sdpa-*", "--seed", "3"
-    )
+    given = ("--rounds", "7", "--only", "sdpa-*", "--seed", "3", "--energy")
+    bench("run", "--suite", "smoke", "--output-dir", "out", *given)
+    assert bench.options.energy
     plans, options = bench.plans, bench.options
     assert bench("run", "--resume", "out").exit_code == 0
     assert bench.plans == plans
@@ -262,6 +264,39 @@ def test_resume_refuses_to_measure_otherwise(
     assert done.exit_code == Exit.USAGE
     assert message in done.stderr
     assert bench.options is None
+
+
+def test_resume_on_other_ground_is_refused_by_name_and_goes_on_when_told(bench: Any) -> None:
+    bench("run", "--suite", "smoke", "--output-dir", "out", "--seqlen", "128", "--only", "sdpa-math")
+    here = environment.gather(
+        run="r",
+        command=(),
+        suites=[],
+        seed=0,
+        mode="cold",
+        devices=[{"name": "cpu", "torch": "", "cuda": None}],
+    )
+    Path("out/environment.json").write_text(json.dumps(here))
+    assert bench("run", "--resume", "out").exit_code == 0
+    torch = here["packages"]["torch"]
+    Path("out/environment.json").write_text(
+        json.dumps(here | {"packages": here["packages"] | {"torch": "2.9.1"}})
+    )
+    bench.options = None
+    done = bench("run", "--resume", "out")
+    assert done.exit_code == Exit.USAGE
+    assert f"torch was 2.9.1 and is {torch}; --resume-anyway goes on" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert bench.options is None
+    assert bench("run", "--resume", "out", "--resume-anyway").exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--only", "--skip"])
+def test_resume_does_not_pass_over_a_choice_of_implementations(bench: Any, option: str) -> None:
+    bench("run", "--suite", "smoke", "--output-dir", "out")
+    done = bench("run", "--resume", "out", option, "standard")
+    assert done.exit_code == Exit.USAGE
+    assert "the groups of out keep their implementations" in done.stderr
 
 
 def test_resume_may_say_again_what_was_said(bench: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Direction, Problem
 from attnbench.harness.run import journal
+from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Ceilings, Cell, Group, Judgement, Memory, Status, TensorError, Timing
 
 HOSTILE = "<script>alert(1)</script>"
@@ -155,6 +156,15 @@ ENVIRONMENT = {
     "devices": [{"id": DEVICE, "name": "NVIDIA H200", "memory_mib": 143771, "sm_count": 132, "max_sm_mhz": 1980}],
     "host": {"cpu": "a CPU", "cores": 16, "os": "Linux"}, "packages": {"torch": "2.11.0+cu130", "numpy": "2.4.6"},
 }  # fmt: skip
+
+
+def write_plan(folder: Path, groups: list[list[Problem]]) -> None:
+    """The plan of a run of ``groups``, with all implementations."""
+    impls = tuple(dict.fromkeys(cell.impl for cell in cells_of(groups[0][0])))
+    plans = [
+        GroupPlan("made-up", "grid", "made up", g[0].group_key, tuple(g), impls, "normal", 1) for g in groups
+    ]
+    (folder / "plan.json").write_text(json.dumps({"plans": [plan.to_json() for plan in plans]}))
 
 
 def write_run(

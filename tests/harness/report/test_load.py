@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+from attnbench.harness.report.frame import frame
 from attnbench.harness.report.load import LoadError, load_run
 
 
@@ -60,3 +61,37 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path / "nowhere")
     with pytest.raises(LoadError, match=r"holds no records\*\.jsonl"):
         load_run(tmp_path)
+
+
+def test_groups_that_were_planned_and_have_no_record_are_missing(builder: ModuleType, small: Path) -> None:
+    planned = builder.problems(lengths=(1024, 4096, 16384), head_dims=(64,))
+    builder.write_plan(small, planned)
+    run = load_run(small)
+    assert [plan.problems[0].seqlen_q for plan in run.missing] == [16384, 16384]
+    assert run.problems == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"plans": [{"suite": 1}]}'])
+def test_an_odd_plan_is_named(small: Path, text: str) -> None:
+    (small / "plan.json").write_text(text)
+    run = load_run(small)
+    assert [problem.partition(":")[0] for problem in run.problems] == ["plan.json"]
+    assert run.missing == []
+
+
+def test_counters_beside_the_records_join_their_cells(small: Path) -> None:
+    cell = next(cell for cell in load_run(small).cells if cell.timing)
+    least = cell.problem.minimal_bytes
+    moved = {"dram_read": least, "dram_write": least, "l2": 9 * least}
+    counted = {"impl": cell.impl, "problem": cell.problem.to_json()} | moved
+    refused = counted | {"impl": "other", "dram_read": None}
+    (small / "counters.json").write_text(json.dumps({"schema": 1, "counted": [counted, refused]}))
+    table = frame(load_run(small))
+    shown = table[table["dram_over_least"].notna()]
+    assert list(shown["impl"]) == [cell.impl]
+    assert shown[["dram_over_least", "l2_over_least"]].to_numpy().tolist() == [[2, 9]]
+
+
+def test_counters_that_cannot_be_read_are_named(small: Path) -> None:
+    (small / "counters.json").write_text("[]")
+    assert any(problem.startswith("counters.json: not readable") for problem in load_run(small).problems)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnbench.harness.registry import entries
 from attnbench.harness.report.palette import COLOURS, MARKERS, styles
 
 
@@ -21,3 +22,8 @@ def test_no_two_names_look_alike(names: set[str]) -> None:
 def test_more_names_than_styles_still_draw() -> None:
     many = [f"impl{number}" for number in range(len(COLOURS) * len(MARKERS) + 50)]
     assert set(styles(many)) == set(many)
+
+
+def test_the_backends_of_this_repository_have_a_colour_each() -> None:
+    found = styles(entries())
+    assert len({style.colour for style in found.values()}) == len(found)

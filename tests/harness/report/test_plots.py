@@ -11,7 +11,7 @@ from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
 from attnbench.harness.report.axes import lay_out
 from attnbench.harness.report.frame import frame
-from attnbench.harness.report.load import Run
+from attnbench.harness.report.load import Run, load_run
 from attnbench.harness.report.metrics import METRICS
 from attnbench.harness.report.plots import Plot, plots
 from attnbench.harness.run.record import Cell, Status
@@ -42,6 +42,16 @@ def test_a_cell_without_a_figure_is_a_gap_and_not_a_zero_or_a_bridge(builder: Mo
     missing = sorted(int(np.isnan(y).sum()) for y in lines(plot))
     assert missing == [0, 1]
     assert all(np.nanmin(y) > 0 for y in lines(plot))
+
+
+def test_a_group_without_records_breaks_every_line(builder: ModuleType, tmp_path: Path) -> None:
+    grid = builder.problems(lengths=LENGTHS, head_dims=(64,), directions=("fwd",))
+    folder = builder.write_run(tmp_path, [group for group in grid if group[0].seqlen_q != LENGTHS[1]])
+    bridged = list(plots(frame(load_run(folder)), [LATENCY]))
+    builder.write_plan(folder, grid)
+    broken = list(plots(frame(load_run(folder)), [LATENCY]))
+    assert {len(y) for y in lines(bridged[0])} == {2}
+    assert all(len(y) == 3 and np.isnan(y[1]) for y in lines(broken[0]))
 
 
 def test_one_figure_a_metric_and_direction(builder: ModuleType) -> None:

@@ -75,3 +75,13 @@ def test_many_lines_with_one_cause_are_one_sentence() -> None:
         "records.jsonl:3 to records.jsonl:8: its group g is not complete",
         "x.jsonl:1: torn",
     ]
+
+
+def test_what_a_resumed_part_stood_on_is_told(builder: ModuleType, tmp_path: Path) -> None:
+    later = {"started": "2026-11-21", "differs": ["torch was 2.11.0 and is 2.13.0"]}
+    environment = builder.ENVIRONMENT | {"resumed": [later, {"started": "2026-11-22", "differs": []}]}
+    run = load_run(builder.write_run(tmp_path, builder.problems(head_dims=(64,)), environment))
+    summary = summarise(run, frame(run))
+    assert [text for name, text in summary.facts if name == "resumed"] == ["2026-11-21", "2026-11-22"]
+    told = [warning for warning in summary.warnings if "other ground" in warning]
+    assert told == ["resumed 2026-11-21 on other ground: torch was 2.11.0 and is 2.13.0"]

@@ -10,6 +10,7 @@ from attnbench.harness.problem import Problem
 from attnbench.harness.report.frame import frame, with_speedup
 from attnbench.harness.report.load import Run, load_run
 from attnbench.harness.report.metrics import METRICS
+from attnbench.harness.report.summary import summarise
 from attnbench.harness.report.tables import Entry, Table, Tables, build, figure, length_text, row_labels
 from attnbench.harness.run.record import Cell, Status
 
@@ -97,6 +98,20 @@ def test_a_cell_that_was_never_recorded_is_not_called_anything_else(builder: Mod
     run = Run(Path(), cells + more, [builder.group_of(cells), builder.group_of(more)])
     missing = entries(build(frame(run), [METRICS["latency"]]).tables[0], 1)["b"]
     assert (missing.text, missing.status) == ("–", "not recorded")
+
+
+def test_a_planned_group_without_records_is_a_row_that_says_so(builder: ModuleType, tmp_path: Path) -> None:
+    grid = builder.problems(head_dims=(64,), directions=("bwd",))
+    folder = builder.write_run(tmp_path, grid[1:])
+    builder.write_plan(folder, grid)
+    run = load_run(folder)
+    made = build(frame(run), [METRICS["latency"]])
+    (table,) = made.tables
+    assert {entry.text for entry in table.rows[0][1]} == {"not recorded"}
+    assert "forward_only" not in table.impls  # what could run none of the others is not shown for its sake
+    assert (made.rankings[0].posed, made.rankings[0].standings[0].covered) == (len(grid), len(grid) - 1)
+    said = f"1 of {len(grid)} planned groups have no records"
+    assert any(warning.startswith(said) for warning in summarise(run, frame(run)).warnings)
 
 
 def test_problems_that_only_the_case_or_key_tells_apart_get_it(builder: ModuleType) -> None:

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from attnbench.harness.report.write import MOST_FILE_BYTES, write_all, write_plots, write_report
+from attnbench.harness.report.write import MOST_FILE_BYTES, write_plots, write_report
 
 
 @pytest.fixture(scope="module")
 def written(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     folder = builder.write_run(tmp_path_factory.mktemp("written"), builder.problems(head_dims=(64,)))
-    return folder, write_all(folder, baseline="older", metrics=["latency", "speedup"])
+    return folder, write_report(folder, baseline="older", metrics=["latency", "speedup"])
 
 
 def test_everything_lands_beside_the_records(written: tuple[Path, list[Path]]) -> None:
@@ -29,12 +30,15 @@ def test_everything_lands_beside_the_records(written: tuple[Path, list[Path]]) -
     assert all(path.stat().st_size < 300_000 for path in paths if path.suffix == ".png")
     assert all(path.stat().st_size < 500_000 for path in paths if path.suffix == ".svg")
     assert (folder / "report.html").read_text().count("data:image/svg+xml") == 4
+    shown = re.findall(r"!\[.*\]\((.*)\)", (folder / "tables.md").read_text())
+    assert {folder / name for name in shown} == {path for path in paths if path.suffix == ".png"}
 
 
 def test_written_apart_they_are_the_same_files(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
     folder, _ = written
     metrics = ["latency", "speedup"]
-    apart = write_report(folder, baseline="older", metrics=metrics, out=tmp_path)
+    apart = write_report(folder, baseline="older", metrics=metrics, out=tmp_path, formats=["html"])
+    assert {path.suffix for path in apart} == {".html", ".svg", ".png"}
     apart += write_plots(folder, baseline="older", metrics=metrics, out=tmp_path / "plots")
     for path in apart:
         assert path.read_bytes() == (folder / path.relative_to(tmp_path)).read_bytes(), path
@@ -42,9 +46,9 @@ def test_written_apart_they_are_the_same_files(written: tuple[Path, list[Path]],
 
 def test_only_the_formats_asked_for(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
     folder, _ = written
-    assert write_report(folder, formats=["csv", "md"], out=tmp_path) == [
+    assert write_report(folder, formats=["csv", "tex"], out=tmp_path) == [
         tmp_path / "tables.csv",
-        tmp_path / "tables.md",
+        tmp_path / "tables.tex",
     ]
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -52,13 +56,14 @@ def test_only_the_formats_asked_for(written: tuple[Path, list[Path]], tmp_path: 
 def test_records_alone_report_and_say_so(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
     folder, _ = written
     shutil.copy(folder / "records.jsonl", tmp_path)
-    write_report(tmp_path, formats=["md"], metrics=["latency"])
+    write_report(tmp_path, formats=["md"], metrics=["latency"], draw=False)
+    assert not (tmp_path / "plots").exists()
     assert "environment.json: not there" in (tmp_path / "tables.md").read_text()
 
 
 def test_a_run_of_bad_lines_only_reports_them(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text('{"torn')
-    assert write_all(tmp_path)
+    assert write_report(tmp_path)
     assert "records.jsonl:1: the line is torn" in (tmp_path / "tables.md").read_text()
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,19 +34,12 @@ class Quiet:
 class Planted:
     """Plugins of the folder ``plugins``, registered for this process and for the workers it starts."""
 
-    def __init__(self, site: Path, patch: pytest.MonkeyPatch) -> None:
-        self._site, self._patch = site, patch
+    def __init__(self, register: Callable[[dict[str, str], Path], None]) -> None:
+        self._register = register
 
     def register(self, points: dict[str, str]) -> None:
         """points: ``{name: "module:attribute"}``."""
-        metadata = self._site / "planted-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n")
-        lines = ["[attnbench.impls]", *(f"{name} = {value}" for name, value in points.items())]
-        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        path = [str(self._site), str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._patch.setenv("PYTHONPATH", os.pathsep.join(path))
-        self._patch.syspath_prepend(str(self._site))
+        self._register(points, PLUGINS)
 
     @staticmethod
     def group(
@@ -75,9 +67,8 @@ class Planted:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> object:
-    with pytest.MonkeyPatch.context() as patch:
-        yield Planted(tmp_path_factory.mktemp("site"), patch)
+def planted(register_plugins: Callable[[dict[str, str], Path], None]) -> Planted:
+    return Planted(register_plugins)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ def judgement(*, ok: bool) -> Message:
     return {"tensors": {"out": tensor | bad}, "rows": 8, "rows_total": 8}
 
 
+WEIGHED = {"peak_mib": 1.0, "driver_mib": None, "minimum_mib": 1.0}
+
+
 def in_a_run(role: str, operation: str) -> Message:
     """What a well-behaved worker, or a role of a telling name, answers to the operations of a run."""
     if operation == role.partition("_in_")[2]:
@@ -34,12 +37,19 @@ def in_a_run(role: str, operation: str) -> Message:
             time.sleep(3600)
         if role.startswith("raises"):
             return {"ok": False, "status": "ERROR", "reason": "planted", "evidence": "", "fatal": False}
+    if role.startswith("no_device") and operation == "hello":
+        status = role.removeprefix("no_device_")
+        return {"ok": False, "status": status, "reason": "no context", "evidence": "", "fatal": False}
     clocks = dict.fromkeys(("sm_mhz", "power_w", "temperature_c", "throttle"))
     answers: dict[str, Message] = {
-        "hello": {"version": "1.0", "unavailable": "planted" if role == "absent" else ""},
+        "hello": {
+            "version": "1.0",
+            "unavailable": "planted" if role == "absent" else "",
+            "compile_processes": 2 if "compiles" in role else 1,
+        },
         "prepare": {"unsupported": [], "prepare_ms": 1.0, "first_call_ms": 2.0},
-        "judge": {"judgement": judgement(ok=role != "wrong")},
-        "weigh": {"peak_mib": 1.0, "driver_mib": None, "minimum_mib": 1.0},
+        "judge": {"judgement": judgement(ok=role != "wrong"), "memory": WEIGHED},
+        "weigh": WEIGHED,
         "turn": {
             "ms": [1.0, 2.0],
             "host_us": None,
@@ -50,7 +60,6 @@ def in_a_run(role: str, operation: str) -> Message:
             "judgement": judgement(ok=True),
         },
         "oracle": {"judged": "judged.pt", "probes": ["probe.pt"], "ms": 1.0, "mib": 1.0},
-        "preload": {},
         "ceilings": {"gemm_tflops": [1.0], "copy_gbs": [1.0]},
         "release": {},
     }

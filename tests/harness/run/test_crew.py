@@ -53,11 +53,40 @@ def test_one_that_says_it_is_unavailable_is_let_go(crew: Crew) -> None:
     assert fail(crew, "absent", "echo").status is Status.UNAVAILABLE
 
 
-def test_one_that_does_not_start_is_unavailable_with_the_cause(crew: Crew) -> None:
-    crew.start(["stillborn", "a"])
+def test_one_that_does_not_start_is_a_loss_with_its_cause(crew: Crew) -> None:
+    for _ in range(MOST_LOSSES):
+        assert not crew.absences(["stillborn"])
+        crew.start(["stillborn", "a"])
+        lost = fail(crew, "stillborn", "echo")
+        assert lost.status is Status.CRASHED
+        assert lost.reason.endswith("its worker does not start: its process exited with code 1")
+        assert lost.evidence.strip() == "cannot start"
     absence = crew.absences(["stillborn"])["stillborn"]
-    assert absence.status is Status.UNAVAILABLE
-    assert absence.reason == "its worker does not start: its process exited with code 1"
+    assert absence.status is Status.CRASHED
+    assert absence.reason.startswith(
+        f"not started again after {MOST_LOSSES} losses; last: its worker does not"
+    )
+    assert crew.call("a", "echo")["ok"]
+
+
+@pytest.mark.parametrize(("told", "status"), [("ERROR", Status.ERROR), ("OOM", Status.ERROR)])
+def test_one_whose_device_cannot_be_had_is_a_loss_and_let_go(crew: Crew, told: str, status: Status) -> None:
+    crew.start([f"no_device_{told}"])
+    lost = fail(crew, f"no_device_{told}", "echo")
+    assert (lost.status, lost.reason) == (status, "its worker does not start: no context")
+    assert not crew.pids
+
+
+def test_a_process_that_cannot_be_had_is_a_loss(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.subprocess, "Popen", refuse)
+        crew.start(["a"])
+    lost = fail(crew, "a", "echo")
+    assert lost.reason == "its process cannot be started: Resource temporarily unavailable"
+    crew.start(["a"])
     assert crew.call("a", "echo")["ok"]
 
 

@@ -181,6 +181,47 @@ def test_a_resumed_run_keeps_the_first_document_and_lists_the_later_ones(tmp_pat
     for document in (first, second, third):
         environment.write(tmp_path, document)
     assert json.loads((tmp_path / "environment.json").read_text()) == json.loads(
-        json.dumps(first | {"resumed": [second, third]})
+        json.dumps(first | {"resumed": [later | {"differs": []} for later in (second, third)]})
     )
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
+
+
+# ---- what a run stands on ---------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_says_what_differs_from_its_first_part(tmp_path: Path) -> None:
+    first = gather(devices=[DEVICE | {"name": "NVIDIA H200"}]) | {
+        "commit": "aaa",
+        "packages": {"torch": "2.11.0"},
+    }
+    same = first | {"started": "later", "seed": 8}
+    other = first | {
+        "devices": [{"name": "NVIDIA H100"}],
+        "dirty": True,
+        "packages": {"torch": "2.13.0", "new": "1"},
+    }
+    for document in (first | {"dirty": False}, same | {"dirty": False}, other):
+        environment.write(tmp_path, document)
+    resumed = json.loads((tmp_path / "environment.json").read_text())["resumed"]
+    assert resumed[0]["differs"] == []
+    assert resumed[1]["differs"] == [
+        "device was NVIDIA H200 and is NVIDIA H100",
+        "commit was aaa and is aaa with uncommitted changes",
+        "torch was 2.11.0 and is 2.13.0",
+        "new was absent and is 1",
+    ]
+
+
+def test_the_ground_here_is_that_of_a_run_started_here() -> None:
+    assert environment.ground_here(["cpu"]) == environment.ground(gather())
+    assert environment.ground_here(["NVIDIA H200"])["device"] == "NVIDIA H200"
+
+
+def test_a_library_of_one_implementation_alone_has_its_version_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "flash_attn_4-4.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: flash-attn-4\nVersion: 4.0\n")
+    monkeypatch.setenv("ATTNBENCH_PATH_FLASH_ATTN_4", str(tmp_path))
+    assert environment.installed_versions()["flash-attn-4 of flash-attn-4"] == "4.0"

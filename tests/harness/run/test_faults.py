@@ -48,7 +48,7 @@ def cells(planted: Any, quiet: Any, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setenv("ATTNBENCH_HOST_MEMORY_BYTES", str(2 * 2**30))
         run(
             [planted.group(list(FAULTS))],
-            RunOptions(("cpu",), output, rounds=3, samples=3, time_limit_s=25),
+            RunOptions(("cpu",), output, rounds=3, samples=3, time_limit_s=6, memory=False),
             quiet,
         )
     return {cell.impl: cell for cell in quiet.cells}

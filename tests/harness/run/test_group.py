@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import runpy
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import pytest
 
 from attnbench.harness.problem import Direction, Problem
 from attnbench.harness.run import crew as crew_module
+from attnbench.harness.run import slots
+from attnbench.harness.run.ahead import Ahead
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.crew import MOST_LOSSES, Crew
 from attnbench.harness.run.group import (
     MIB,
+    OWN_MASK,
     RESIDENT_SHARE,
-    UNJUDGED_DROPOUT,
     Conditions,
     Draft,
     GroupRun,
@@ -87,7 +90,7 @@ class ScriptedWorker:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     made = Script()
-    monkeypatch.setattr(crew_module, "Worker", lambda role, device, logs: ScriptedWorker(made, role))
+    monkeypatch.setattr(crew_module, "Worker", lambda role, device, logs, path: ScriptedWorker(made, role))
     return made
 
 
@@ -102,7 +105,7 @@ def plan(
 def conditions(**changes: Any) -> Conditions:
     told: dict[str, Any] = {
         "run": "r", "rounds": 3, "samples": 2, "mode": "cold", "memory": True, "memory_mib": None,
-        "scratch": Path("scratch"), "compiled": {},
+        "scratch": Path(tempfile.gettempdir()) / "attnbench-test-group",
     }  # fmt: skip
     return Conditions(**told | changes)
 
@@ -161,12 +164,89 @@ def test_preparations_and_the_oracle_run_side_by_side_and_come_first(script: Scr
     assert set(operations[9:]) == {"turn", "ceilings"}
 
 
-def test_each_is_judged_alone_the_others_memory_released(script: Script) -> None:
-    execute(plan())
+def test_each_is_weighed_alone_the_others_memory_released(script: Script) -> None:
+    execute(plan(), memory_mib=1e6)
+    asked = script.order("prepare", "weigh", "release", "judge")
+    begin = asked.index(("a", "weigh"))
+    assert asked[begin - 3 : begin + 4] == [
+        ("a", "release"), ("b", "release"), (REFEREE, "release"),
+        ("a", "weigh"), ("a", "release"), ("b", "weigh"), ("b", "release"),
+    ]  # fmt: skip
+    assert {operation for _, operation in asked[:begin]} == {"prepare", "release"}
+
+
+def test_a_long_call_is_weighed_and_judged_at_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "LONG_FLOPS", 1.0)
+    script.plant("b", "judge", OUT_OF_MEMORY)
+    cells, _ = execute(plan(directions=("fwd", "bwd")), memory_mib=1e6)
+    assert [asked.get("weigh") for _, operation, asked in script.asked if operation == "judge"] == [True] * 4
+    assert script.order("weigh") == []
+    assert cells["a/fwd"].memory == Memory(1.0, None, 1.0)
+    assert [cell.status for cell in cells.values()] == [Status.OK, Status.OK, Status.OOM, Status.OK]
+
+
+def test_what_set_up_keeps_is_told_beside_the_peak(script: Script) -> None:
+    script.plant("a", "prepare", {"setup_mib": 7.0})
+    cells, _ = execute(plan())
+    assert cells["a/fwd"].memory == Memory(1.0, None, 1.0, setup_mib=7.0)
+    assert cells["b/fwd"].memory == Memory(1.0, None, 1.0, setup_mib=None)
+
+
+def judged_side_by_side(script: Script) -> list[set[str]]:
+    """Who was judged between two releases."""
+    found: list[set[str]] = [set()]
+    for role, operation in script.order("judge", "release"):
+        if operation == "judge":
+            found[-1].add(role)
+        elif found[-1]:
+            found.append(set())
+    return [batch for batch in found if batch]
+
+
+def test_as_many_are_judged_side_by_side_as_the_memory_holds(script: Script) -> None:
+    for name, peak in {"a": 1.0, "b": 90.0, "c": 1.0, "d": 1.0}.items():
+        script.plant(name, "weigh", {"peak_mib": peak})
+    execute(plan(impls=("a", "b", "c", "d")), memory_mib=100 / RESIDENT_SHARE)
+    assert judged_side_by_side(script) == [{"a"}, {"b"}, {"c", "d"}]
+
+
+def test_with_room_all_are_judged_side_by_side_direction_by_direction(script: Script) -> None:
+    execute(plan(directions=("fwd", "bwd")), memory_mib=1e6)
+    assert judged_side_by_side(script) == [{"a", "b"}]
+    assert script.order("judge") == [("a", "judge"), ("b", "judge")] * 2
+
+
+def test_one_that_did_not_prepare_among_the_others_is_judged_apart(script: Script) -> None:
+    script.plant("b", "prepare", OUT_OF_MEMORY)
+    cells, _ = execute(plan(impls=("a", "b", "c")), memory_mib=1e6, memory=False)
+    assert judged_side_by_side(script) == [{"a"}, {"b"}, {"c"}]
+    assert {cell.status for cell in cells.values()} == {Status.OK}
+
+
+@pytest.mark.parametrize(
+    "outcome", [OUT_OF_MEMORY, WorkerLost(Status.TIMEOUT, "planted", "")], ids=["memory", "time"]
+)
+def test_what_failed_beside_others_is_judged_again_alone(script: Script, outcome: Outcome) -> None:
+    script.plant("a", "judge", outcome)
+    cells, _ = execute(plan(), memory_mib=1e6)
+    assert {cell.status for cell in cells.values()} == {Status.OK}
+    assert judged_side_by_side(script) == [{"a", "b"}, {"a"}]
+
+
+def test_what_fails_again_alone_has_failed(script: Script) -> None:
+    script.plant("a", "judge", OUT_OF_MEMORY, OUT_OF_MEMORY)
+    cells, _ = execute(plan(), memory_mib=1e6)
+    assert (cells["a/fwd"].status, cells["b/fwd"].status) == (Status.OOM, Status.OK)
+    assert script.count("a", "judge") == 2
+
+
+def test_on_a_cpu_each_is_judged_alone(script: Script) -> None:
+    execute(plan(), memory=False)
     asked = script.order("prepare", "judge", "release", "turn")
     begin = asked.index(("a", "judge"))
-    assert asked[begin - 2 : begin + 4] == [
-        ("a", "release"), ("b", "release"), ("a", "judge"), ("a", "release"), ("b", "judge"), ("b", "release"),
+    assert asked[begin - 3 : begin + 4] == [
+        ("a", "release"), ("b", "release"), (REFEREE, "release"),
+        ("a", "judge"), ("a", "release"), ("b", "judge"), ("b", "release"),
     ]  # fmt: skip
 
 
@@ -178,7 +258,7 @@ def test_phases_are_told_as_they_begin(script: Script) -> None:
 
 def test_what_was_compiled_ahead_gives_the_set_up_times(script: Script) -> None:
     posed = plan()
-    cells, _ = execute(posed, compiled={("a", posed.problems[0].key): (70.0, 80.0)})
+    cells, _ = execute(posed, ahead=Ahead({("a", posed.problems[0].key): (70.0, 80.0)}))
     assert (cells["a/fwd"].prepare_ms, cells["a/fwd"].first_call_ms) == (70.0, 80.0)
     assert (cells["b/fwd"].prepare_ms, cells["b/fwd"].first_call_ms) == (1.0, 2.0)
 
@@ -215,12 +295,13 @@ def test_an_unsupported_problem_is_told_with_its_reasons(script: Script) -> None
     assert script.count("a", "judge") == 1
 
 
-def test_dropout_is_not_timed_unjudged(script: Script) -> None:
-    cells, group = execute(plan(dropout_p=0.1))
-    assert {cell.status for cell in cells.values()} == {Status.UNSUPPORTED}
-    assert cells["a/fwd"].reasons == [UNJUDGED_DROPOUT]
-    assert script.order("oracle", "prepare", "judge", "turn", "ceilings") == []
-    assert (group.oracle_ms, group.order, group.ceilings) == (None, {}, {})
+def test_a_round_without_a_judgement_is_not_counted_as_checked(script: Script) -> None:
+    script.plant("a", "turn", {"judgement": None})
+    cells, _ = execute(plan(dropout_p=0.1))
+    timing = cells["a/fwd"].timing
+    assert timing is not None
+    assert timing.checked == len(timing.rounds) - 1
+    assert cells["a/fwd"].warnings == [OWN_MASK]
 
 
 # ---- out of memory ----------------------------------------------------------------------------------------
@@ -230,13 +311,13 @@ def test_out_of_memory_beside_the_others_is_tried_again_alone(script: Script) ->
     script.plant("a", "prepare", OUT_OF_MEMORY)
     cells, _ = execute(plan())
     assert cells["a/fwd"].status is Status.OK
-    asked = script.order("prepare", "release", "judge")
+    asked = script.order("prepare", "release", "weigh")
     assert script.count("a", "prepare") == 2
     again = len(asked) - 1 - asked[::-1].index(("a", "prepare"))
     assert {("a", "release"), ("b", "release")} <= set(
         asked[2:again]
     )  # its neighbours' memory was given back
-    assert asked[again + 1] == ("a", "judge")
+    assert asked[again + 1] == ("a", "weigh")
 
 
 def test_out_of_memory_alone_is_its_own(script: Script) -> None:
@@ -259,13 +340,16 @@ def test_out_of_memory_later_is_not_tried_again(script: Script, operation: str) 
 # ---- lost -------------------------------------------------------------------------------------------------
 
 
-def test_a_crash_in_preparation_is_the_cell_s_and_not_tried_again(script: Script) -> None:
-    script.plant("a", "prepare", CRASH)
-    cells, _ = execute(plan())
-    assert (cells["a/fwd"].status, cells["a/fwd"].reasons) == (Status.CRASHED, ["planted crash"])
-    assert cells["a/fwd"].evidence == "its stderr"
-    assert cells["b/fwd"].status is Status.OK
-    assert script.count("a", "prepare") == 1
+@pytest.mark.parametrize("status", [Status.CRASHED, Status.TIMEOUT])
+def test_a_worker_lost_in_preparation_is_tried_again_once_alone(script: Script, status: Status) -> None:
+    loss = WorkerLost(status, "planted loss", "its stderr")
+    script.plant("a", "prepare", loss)
+    script.plant("b", "prepare", loss, loss)
+    cells, _ = execute(plan(impls=("a", "b", "c")))
+    assert cells["a/fwd"].status is Status.OK
+    assert (cells["b/fwd"].status, cells["b/fwd"].reasons) == (status, ["planted loss"])
+    assert cells["b/fwd"].evidence == "its stderr"
+    assert [script.count(name, "prepare") for name in "abc"] == [2, 2, 1]
 
 
 def test_what_a_lost_worker_had_prepared_is_prepared_again_in_the_next(script: Script) -> None:
@@ -376,6 +460,24 @@ def test_a_round_without_its_ceiling_stays_a_round(script: Script) -> None:
     assert len(group.order["fwd"]) == 3
 
 
+# ---- others on the device ---------------------------------------------------------------------------------
+
+
+def test_others_are_looked_for_before_the_first_round_and_after_each(script: Script) -> None:
+    seen = iter([[], ["7 short"], [], ["9 long"], ["9 long"], [], [], []])
+    _, group = execute(plan(directions=("fwd", "bwd")), foreign=lambda: next(seen))
+    assert group.foreign == ["7 short", "9 long"]
+    assert next(seen, "all were asked for") == "all were asked for"
+
+
+@pytest.mark.parametrize(("told", "recorded"), [(None, None), ([], [])])
+def test_none_seen_and_nothing_told_are_two_things(
+    script: Script, told: list[str] | None, recorded: list[str] | None
+) -> None:
+    _, group = execute(plan(), foreign=lambda: told)
+    assert group.foreign == recorded
+
+
 # ---- who stays on the device ------------------------------------------------------------------------------
 
 
@@ -395,7 +497,8 @@ def test_the_lightest_stay_while_the_heaviest_other_fits_beside_them(script: Scr
     posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)  # 3 slots of 24 MiB
     inputs = posed.problems[0].input_bytes / MIB
     peaks = {"large": 1000.0, "small": 10.0, "middle": 100.0}
-    need = {name: 3 * (inputs + peak) for name, peak in peaks.items()}
+    kept = posed.problems[0].minimal_result_bytes / MIB
+    need = {name: 3 * inputs + peak + kept for name, peak in peaks.items()}
 
     def stay(room_mib: float) -> set[str]:
         return made(posed, memory_mib=room_mib / RESIDENT_SHARE)._resident(drafts(posed, peaks))
@@ -407,19 +510,36 @@ def test_the_lightest_stay_while_the_heaviest_other_fits_beside_them(script: Scr
 
 
 @pytest.mark.parametrize(("room", "slots"), [(3.1, 3), (2.9, 2), (1.9, 1), (0.5, 1)])
-def test_a_heavy_call_rotates_through_fewer_inputs(script: Script, room: float, slots: int) -> None:
-    posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)
+@pytest.mark.parametrize(("direction", "mode"), [("bwd", "hot"), ("fwd", "hot+graph")])
+def test_where_each_input_keeps_a_graph_a_heavy_call_rotates_through_fewer(
+    script: Script, room: float, slots: int, direction: Direction, mode: str
+) -> None:
+    posed = plan(directions=(direction,), batch=4, heads=8, seqlen_q=1024, head_dim=128)
     weight = posed.problems[0].input_bytes / MIB + 500.0
     (draft,) = drafts(posed, {"a": 500.0})
-    assert made(posed, memory_mib=room * weight / RESIDENT_SHARE)._slots(draft) == slots
+    assert made(posed, memory_mib=room * weight / RESIDENT_SHARE, mode=mode)._slots(draft) == slots
+
+
+@pytest.mark.parametrize("direction", ["fwd", "fwd_bwd"])
+def test_a_call_that_keeps_nothing_has_fresh_inputs_whatever_its_workspace(
+    script: Script, direction: Direction
+) -> None:
+    posed = plan(directions=(direction,), batch=4, heads=8, seqlen_q=1024, head_dim=128)
+    problem = posed.problems[0]
+    (draft,) = drafts(posed, {"a": 5000.0})
+    alone = (problem.input_bytes + problem.minimal_result_bytes) / MIB + 5000.0
+    for count in (1, 2, 3):
+        room = alone + (count - 1) * problem.input_bytes / MIB + 1
+        assert made(posed, memory_mib=room / RESIDENT_SHARE)._slots(draft) == count
 
 
 def test_an_unmeasured_workspace_is_taken_for_eight_times_its_inputs(script: Script) -> None:
     posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)
     inputs = posed.problems[0].input_bytes / MIB
     unknown = drafts(posed, {"a": None})
-    assert made(posed, memory_mib=(9 * inputs + 1) / RESIDENT_SHARE)._resident(unknown) == {"a"}
-    assert made(posed, memory_mib=(9 * inputs - 1) / RESIDENT_SHARE)._resident(unknown) == set()
+    alone = 9 * inputs + posed.problems[0].minimal_result_bytes / MIB
+    assert made(posed, memory_mib=(alone + 1) / RESIDENT_SHARE)._resident(unknown) == {"a"}
+    assert made(posed, memory_mib=(alone - 1) / RESIDENT_SHARE)._resident(unknown) == set()
 
 
 @pytest.mark.parametrize(("memory_mib", "stay"), [(100.0, False), (1000.0, True)])

@@ -40,7 +40,10 @@ def command(suite: Path, run: Path, *, resume: bool) -> list[str]:
     return [sys.executable, "-c", program, "run", *where, *([] if resume else options)]
 
 
-def test_twenty_kills_lose_no_cell_and_double_none(planted: Any, tmp_path: Path) -> None:
+def test_twenty_kills_lose_no_cell_and_double_none(
+    planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNBENCH_COMMIT", "under-test")  # whatever is committed meanwhile
     planted.register({"steady": "faulty:steady", "raises": "faulty:raises"})
     suite, run = tmp_path / "many-small.toml", tmp_path / "run"
     suite.write_text(SUITE)

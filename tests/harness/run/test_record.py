@@ -198,7 +198,7 @@ groups = st.builds(
     ceilings=st.dictionaries(st.sampled_from(DIRECTIONS), st.builds(Ceilings, rates, rates)),
     order=st.dictionaries(st.sampled_from(DIRECTIONS), st.lists(st.lists(words, max_size=2), max_size=2)),
     phases=st.dictionaries(words, figures, max_size=3),
-    foreign=st.lists(words, max_size=2),
+    foreign=st.none() | st.lists(words, max_size=2),
 )
 
 

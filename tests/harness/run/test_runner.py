@@ -20,6 +20,7 @@ import pytest
 from attnbench.harness.problem import Problem
 from attnbench.harness.run import journal, process, runner
 from attnbench.harness.run.errors import Exit, RunError
+from attnbench.harness.run.gpus import Gpu
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.progress import QuietProgress
 from attnbench.harness.run.record import Cell, Group, Record, Status
@@ -332,16 +333,18 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert run(plans(1), tmp_path / "run").groups == 1
 
 
-def test_a_device_that_another_run_holds_is_refused(
-    tmp_path: Path, planted: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_device_that_another_run_holds_is_refused_before_it_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ATTNBENCH_LOCK_DIR", str(tmp_path))
     monkeypatch.setattr(
-        runner.Crew, "start_referee", lambda crew: {"uuid": "GPU-1", "torch": "0", "cuda": None}
+        runner,
+        "visible_gpus",
+        lambda: [Gpu("card", "uuid-0", (9, 0), "1"), Gpu("card", "uuid-1", (9, 0), "1")],
     )
-    with runner.device_lock("GPU-1"), pytest.raises(RunError, match="GPU-1 is in use by another run"):
-        run(plans(1), tmp_path / "run")
-    assert no_worker_left(planted)
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # no worker could be started
+    with runner.device_lock("uuid-1"), pytest.raises(RunError, match="uuid-1 is in use by another run"):
+        run(plans(1), tmp_path / "run", devices=("cuda:1",))
 
 
 # ---- scratch ----------------------------------------------------------------------------------------------

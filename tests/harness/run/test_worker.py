@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import socket
 import weakref
+from pathlib import Path
 
 from attnbench.harness.run.channel import Channel, Message
+from attnbench.harness.run.process import Worker
 from attnbench.harness.run.worker import failure, serve
 
 
@@ -47,3 +49,16 @@ def test_a_failure_says_its_kind_in_one_line_and_keeps_the_end_of_the_traceback(
         told = failure(error)
     assert (told["status"], told["reason"], told["fatal"]) == ("ERROR", "ValueError: first", False)
     assert told["evidence"].endswith("ValueError: first\nsecond\n")
+
+
+def test_a_torch_that_does_not_import_is_an_error_and_no_word_of_the_plugin_s(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    worker = Worker("standard", "cpu", tmp_path, path=[str(tmp_path)])
+    try:
+        worker.ask("hello")
+        reply = worker.answer(60)
+    finally:
+        worker.kill()
+    assert (reply["ok"], reply["status"]) == (False, "ERROR")
+    assert reply["reason"].startswith("ImportError: libcudart.so.13")
+    assert "torch.py" in reply["evidence"]

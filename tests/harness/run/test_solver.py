@@ -1,0 +1,130 @@
+"""What a worker does for one implementation, in this process and on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.harness.problem import Direction, Problem
+from attnbench.harness.run import slots, solver
+from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.referee import Referee
+from attnbench.harness.run.solver import Solver
+
+DIRECTIONS: tuple[Direction, ...] = ("fwd", "bwd", "fwd_bwd")
+
+
+def plan(directions: tuple[Direction, ...] = DIRECTIONS) -> GroupPlan:
+    problem = Problem(batch=1, heads=2, seqlen_q=64, head_dim=16, dtype="fp32")
+    posed = tuple(problem.with_direction(direction) for direction in directions)
+    return GroupPlan("s", "c", "w", problem.group_key, posed, ("standard",), "normal", 3)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("oracle")
+    return Referee("cpu").do_oracle(plan().to_json(), str(folder))
+
+
+@pytest.fixture
+def ready() -> Solver:
+    """A solver that has prepared every problem of the plan."""
+    made = Solver("standard", "cpu")
+    assert made.do_hello()["unavailable"] == ""
+    for problem in plan().problems:
+        assert made.do_prepare(plan().to_json(), problem.key)["unsupported"] == []
+    return made
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows with each pass that is made of the implementation: ``fwd`` or ``bwd``."""
+    made: list[str] = []
+    grad = solver.torch.autograd.grad
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        made.append("bwd")
+        return grad(*arguments, **options)
+
+    monkeypatch.setattr(solver.torch.autograd, "grad", counting)
+    return made
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+@pytest.mark.parametrize("problem", plan().problems, ids=lambda problem: problem.direction)
+def test_a_right_answer_is_judged_right_weighed_or_not(
+    ready: Solver, oracle: dict[str, Any], problem: Problem, weigh: bool
+) -> None:
+    reply = ready.do_judge(problem.key, oracle["judged"], weigh=weigh)
+    judged = reply["judgement"]["tensors"]
+    assert set(judged) == ({"out", "lse"} if problem.direction == "fwd" else {"out", "dq", "dk", "dv"})
+    assert all(tensor["ok"] for tensor in judged.values())
+    assert ("memory" in reply) == weigh
+    if weigh:
+        apart = ready.do_weigh(problem.key)
+        assert reply["memory"]["minimum_mib"] == apart["minimum_mib"] > 0
+        assert reply["memory"]["peak_mib"] == pytest.approx(apart["peak_mib"], rel=0.2)
+
+
+def test_a_backward_that_is_weighed_is_made_once_and_else_repeated(
+    ready: Solver, oracle: dict[str, Any], calls: list[str]
+) -> None:
+    backward = next(p for p in plan().problems if p.direction == "bwd")
+    ready.do_judge(backward.key, oracle["judged"], weigh=True)
+    assert calls == ["bwd"]
+    ready.do_judge(backward.key, oracle["judged"])
+    assert calls == ["bwd"] * 3
+
+
+def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples(
+    ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    draw = ready._inputs
+
+    def noting(problem: Problem, slot: int) -> Any:
+        drawn.append(slot)
+        return draw(problem, slot)
+
+    monkeypatch.setattr(ready, "_inputs", noting)
+    arguments = {"probes": oracle["probes"], "turn_ms": 1e9, "mode": "cold", "keep_memory": True}
+    key = plan().problems[0].key
+    for samples, slots_drawn in ((1, [0]), (1, [0, 1]), (5, [0, 1, 2]), (5, [0, 1, 2])):
+        assert len(ready.do_turn(key, samples=samples, **arguments)["ms"]) == samples
+        assert drawn == slots_drawn
+    ready.do_turn(key, samples=1, **arguments | {"keep_memory": False})
+    del drawn[:]
+    ready.do_turn(key, samples=1, **arguments)
+    assert len(drawn) == 1
+
+
+def test_a_long_problem_is_one_that_takes_the_fastest_card_tens_of_milliseconds() -> None:
+    def long(seqlen: int, direction: Direction) -> bool:
+        problem = Problem(1, 16, seqlen, 128, direction=direction)
+        return slots.is_long(GroupPlan("s", "c", "w", problem.group_key, (problem,), ("a",), "normal", 3))
+
+    assert not long(32768, "bwd")
+    assert long(65536, "fwd")
+
+
+@pytest.mark.gpu
+def test_a_long_call_is_made_once_a_round_and_not_warmed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "LONG_FLOPS", 1.0)
+    posed = plan(("fwd", "bwd"))
+    answers = Referee("cuda:0").do_oracle(posed.to_json(), str(tmp_path))
+    made = Solver("standard", "cuda:0")
+    made.do_hello()
+    for problem in posed.problems:
+        made.do_prepare(posed.to_json(), problem.key)
+        reply = made.do_judge(problem.key, answers["judged"], weigh=True)
+        assert all(tensor["ok"] for tensor in reply["judgement"]["tensors"].values())
+        assert reply["memory"]["peak_mib"] > 0
+        made.do_release()
+        for keep in (True, True, False, False):
+            turn = made.do_turn(problem.key, answers["probes"], 1, 20.0, "cold", keep_memory=keep)
+            assert (len(turn["ms"]), turn["warmup_calls"], turn["held"]) == (1, 0, True)
+            assert all(tensor["ok"] for tensor in turn["judgement"]["tensors"].values())
