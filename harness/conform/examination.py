@@ -12,7 +12,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from attnbench.harness.run.channel import Message
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.lock import device_lock
 from attnbench.harness.run.process import REFEREE, WorkerLost
+from attnbench.harness.run.waiting import wait_for_all
 
 # Named, not imported: these modules import torch.
 EXAMINER = "attnbench.harness.conform.examiner:Examiner"
@@ -171,9 +172,7 @@ class Examination:
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             try:
                 tasks = self._tasks(impls, together, jobs, pool)
-                futures = [pool.submit(work, *task) for task in tasks]
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
+                wait_for_all([pool.submit(work, *task) for task in tasks])
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._kill()
@@ -187,8 +186,10 @@ class Examination:
     ) -> list[tuple[str, list[Case], int]]:
         """Who is asked what by which worker: a slow compiler's cases are dealt to several, and begin first."""
         tasks = []
-        for impl, about in zip(impls, pool.map(self.about, impls), strict=True):
-            parts = max(1, min(about.get("compile_processes", 1), jobs // 2))
+        abouts = [pool.submit(self.about, impl) for impl in impls]
+        wait_for_all(abouts)
+        for impl, about in zip(impls, abouts, strict=True):
+            parts = max(1, min(about.result().get("compile_processes", 1), jobs // 2))
             deal: list[list[Case]] = [[] for _ in range(parts)]
             for case in cases:
                 deal[zlib.crc32(case.question.encode()) % parts].append(case)

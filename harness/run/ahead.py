@@ -25,6 +25,7 @@ from attnbench.harness.run.crew import Crew, Failure
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import REFEREE, Worker, WorkerLost
 from attnbench.harness.run.record import Status
+from attnbench.harness.run.waiting import wait_for_all
 
 Prepared = dict[tuple[str, str], tuple[float, float]]
 """(implementation, problem key) -> (prepare_ms, first_call_ms)."""
@@ -76,11 +77,9 @@ def prepare_ahead(
         ]
         if oracle_folder:
             beside.append(pool.submit(_solve, crew, plans, oracle_folder, found, compiled))
-        for done in compiling:
-            done.result()
+        wait_for_all(compiling)
         compiled.set()
-        for done in beside:
-            done.result()
+        wait_for_all(beside)
     crew.release([*processes, *others])
     return found
 

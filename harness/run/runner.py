@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -36,6 +36,7 @@ from attnbench.harness.run.journal import Journal
 from attnbench.harness.run.lock import device_lock
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Cell, Group, Status
+from attnbench.harness.run.waiting import wait_for_all
 
 SCRATCH = "attnbench-scratch-"
 SHARED_MEMORY = Path("/dev/shm")
@@ -184,9 +185,7 @@ def _work(crews: list[Crew], plans: list[GroupPlan], options: RunOptions, state:
         return
     with ThreadPoolExecutor(len(crews)) as pool:
         try:  # from the first submission on: the pool waits for its threads before it lets an interrupt through
-            futures = [pool.submit(_serve_device, crew, plans, options, state) for crew in crews]
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            wait_for_all([pool.submit(_serve_device, crew, plans, options, state) for crew in crews])
         except BaseException:
             state.stop = True
             for crew in crews:

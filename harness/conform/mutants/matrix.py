@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from attnbench.harness.conform.mutants import Mutant
 from attnbench.harness.conform.mutants.examine import Sight
 from attnbench.harness.run.errors import RunError
 from attnbench.harness.run.process import REFEREE, WorkerLost
+from attnbench.harness.run.waiting import wait_for_all
 
 EXAMINER = "attnbench.harness.conform.mutants.examiner:MutantExaminer"
 TIME_LIMIT_S = 120.0
@@ -63,8 +65,12 @@ def kill_matrix(
         tempfile.TemporaryDirectory(prefix="attnbench-mutants-") as scratch,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        for future in [pool.submit(work, Path(scratch)) for _ in range(min(jobs, len(mutants)))]:
-            future.result()
+        try:
+            wait_for_all([pool.submit(work, Path(scratch)) for _ in range(min(jobs, len(mutants)))])
+        finally:  # after Ctrl-C nobody begins another one
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    todo.get_nowait()
     return [rows[mutant.name] for mutant in mutants]
 
 
