@@ -1,8 +1,9 @@
-"""What every test runs under: settled randomness, one thread a process, no display."""
+"""What every test runs under: settled randomness, one thread a process, no display, a Ctrl-C that is heard."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -10,6 +11,10 @@ import pytest
 # Before torch and matplotlib are imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# A shell that starts the tests in the background has them ignore it, and what they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples everywhere, and no verdict that depends on how busy the machine is.
 hypothesis.settings.register_profile("attnbench", derandomize=True, deadline=None, print_blob=True)

@@ -125,14 +125,17 @@ def test_one_that_hangs_is_ended_and_started_again(suite: str) -> None:
 def test_ctrl_c_ends_it_at_once_and_keeps_what_was_found(suite: str, tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("bench"), "conform", "--device", "cpu", "--suite", suite, "--impl",
                "right,hangs", "--time-limit", "3600", "--output-dir", tmp_path / "out"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     found = tmp_path / "out" / "findings-right.jsonl"
     hanging = tmp_path / "out" / "findings-hangs.jsonl"
-    while not (hanging.exists() and found.exists() and len(found.read_text().splitlines()) == 3):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        try:
+            while not (hanging.exists() and found.exists() and len(found.read_text().splitlines()) == 3):
+                assert process.poll() is None
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == Exit.INTERRUPTED
     assert f"interrupted; findings so far are in {tmp_path / 'out'}" in said
     assert len(records.read(tmp_path / "out").findings) >= 4
