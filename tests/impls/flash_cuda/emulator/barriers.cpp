@@ -1,0 +1,180 @@
+// Barriers: of a warp, of the block by name, and in shared memory (mbarrier) with arrivals, bytes and phases.
+#include <cstring>
+
+#include "state.h"
+
+namespace emulator {
+
+const std::uint64_t* meet(std::uint32_t mask, const char* what, std::uint64_t value, const std::function<void()>& act) {
+    Warp& warp = *current->warp;
+    const std::uint32_t own = 1u << current->lane;
+    if (!(mask & own)) fail("%s among lanes 0x%08x, which this one is not among", what, mask);
+    Meeting* meeting = nullptr;
+    for (Meeting& known : warp.meetings) {
+        if (known.mask == mask) meeting = &known;
+    }
+    if (!meeting) {
+        meeting = &warp.meetings.emplace_back();
+        meeting->mask = mask;
+    }
+    if (!meeting->arrived) meeting->what = what;
+    if (std::strcmp(meeting->what, what) != 0) {
+        fail("the warp's lanes have parted: this one is at %s, others at %s", what, meeting->what);
+    }
+    const std::uint32_t generation = meeting->generation;
+    std::uint64_t* values = meeting->values[generation & 1];
+    values[current->lane] = value;
+    meeting->arrived |= own;
+    if (meeting->arrived == mask) {
+        act();
+        meeting->arrived = 0;
+        ++meeting->generation;
+        Fibers others;
+        for (unsigned lane = 0; lane < WARP; ++lane) {
+            if (mask >> lane & 1 && lane != current->lane) {
+                others.push_back(&warp.block->fibers[warp.index * WARP + lane]);
+            }
+        }
+        wake(others);
+    } else {
+        while (meeting->generation == generation) block_current(what);
+    }
+    return values;
+}
+
+std::uint64_t exchange(std::uint32_t mask, std::uint64_t value, std::uint32_t source) {
+    CALLED;
+    if (!(mask >> source & 1)) fail("shuffle from lane %u, which is not in the mask 0x%08x", source, mask);
+    return meet(mask, "a shuffle or __syncwarp", value, [] {})[source];
+}
+
+std::uint32_t ballot(std::uint32_t mask, bool predicate) {
+    CALLED;
+    const std::uint64_t* values = meet(mask, "a vote", predicate, [] {});
+    std::uint32_t found = 0;
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        if (mask >> lane & 1 && values[lane]) found |= 1u << lane;
+    }
+    return found;
+}
+
+namespace {
+
+const char* const NAMES[16] = {
+    "__syncthreads",    "named barrier 1",  "named barrier 2",  "named barrier 3",  "named barrier 4",  "named barrier 5",
+    "named barrier 6",  "named barrier 7",  "named barrier 8",  "named barrier 9",  "named barrier 10", "named barrier 11",
+    "named barrier 12", "named barrier 13", "named barrier 14", "named barrier 15",
+};
+
+void arrive(std::uint32_t id, std::uint32_t threads, bool waits) {
+    NamedBarrier& barrier = current->block->named[id];
+    if (barrier.arrived && barrier.threads != threads) {
+        fail("%s of %u threads, which others take to be of %u", NAMES[id], threads, barrier.threads);
+    }
+    barrier.threads = threads;
+    const std::uint32_t generation = barrier.generation;
+    if (++barrier.arrived == threads) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+        wake(barrier.waiting);
+    } else if (waits) {
+        while (barrier.generation == generation) {
+            barrier.waiting.push_back(current);
+            block_current(NAMES[id]);
+        }
+    }
+}
+
+void check_named(std::uint32_t id, std::uint32_t threads) {
+    if (id < 1 || id > 15) fail("named barrier %u; there are 1 to 15", id);
+    if (threads == 0 || threads % WARP) fail("named barrier %u of %u threads, which are not whole warps", id, threads);
+}
+
+}  // namespace
+
+void sync_block() {
+    CALLED;
+    NamedBarrier& all = current->block->named[0];
+    if (all.arrived) all.threads = current->block->alive;  // some may have ended since
+    arrive(0, current->block->alive, true);
+}
+
+void sync_named(std::uint32_t id, std::uint32_t threads) {
+    CALLED;
+    check_named(id, threads);
+    arrive(id, threads, true);
+}
+
+void arrive_named(std::uint32_t id, std::uint32_t threads) {
+    CALLED;
+    check_named(id, threads);
+    arrive(id, threads, false);
+}
+
+namespace {
+
+constexpr std::uint64_t SEAL = 0x7265697272616221;  // what memory holds where a barrier lies
+
+Barrier& barrier_at(Block& block, Address address) {
+    std::uint64_t word;
+    if (address % sizeof word) fail("barrier at shared address 0x%x, which is not a multiple of 8", address);
+    std::memcpy(&word, at(address, sizeof word, block, "barrier"), sizeof word);
+    const auto found = block.barriers.find(address);
+    if (found == block.barriers.end()) fail("the barrier at shared address 0x%x was never initialised", address);
+    if (word != (SEAL ^ address)) fail("the barrier at shared address 0x%x was overwritten", address);
+    return found->second;
+}
+
+void complete_if_due(Barrier& barrier) {
+    if (barrier.pending || barrier.bytes) return;
+    barrier.phase ^= 1;
+    barrier.pending = barrier.arrivals;
+    wake(barrier.waiting);
+}
+
+}  // namespace
+
+void barrier_init(Address address, std::uint32_t arrivals) {
+    CALLED;
+    Block& block = *current->block;
+    const std::uint64_t word = SEAL ^ address;
+    if (address % sizeof word) fail("barrier at shared address 0x%x, which is not a multiple of 8", address);
+    if (arrivals == 0) fail("a barrier of no arrivals");
+    std::memcpy(at(address, sizeof word, block, "barrier"), &word, sizeof word);
+    if (block.barriers.count(address)) fail("the barrier at shared address 0x%x is initialised twice", address);
+    block.barriers[address] = {arrivals, arrivals, 0, 0, {}};
+}
+
+void barrier_arrive(Address address, std::uint32_t bytes, bool expects) {
+    CALLED;
+    give_way();
+    Barrier& barrier = barrier_at(*current->block, address);
+    if (expects) barrier.bytes += bytes;
+    if (barrier.bytes >= 1 << 20) fail("a barrier cannot wait for %lld bytes", static_cast<long long>(barrier.bytes));
+    if (barrier.pending == 0) fail("more arrivals than the %u of the barrier's phase", barrier.arrivals);
+    --barrier.pending;
+    complete_if_due(barrier);
+}
+
+void arrive_bytes(Block& block, Address address, std::uint32_t bytes) {
+    Barrier& barrier = barrier_at(block, address);
+    barrier.bytes -= bytes;
+    complete_if_due(barrier);
+}
+
+bool barrier_done(Address address, std::uint32_t parity) {
+    CALLED;
+    return barrier_at(*current->block, address).phase != (parity & 1);
+}
+
+void barrier_wait(Address address, std::uint32_t parity) {
+    CALLED;
+    Block& block = *current->block;
+    if (parity > 1) fail("parity %u", parity);
+    while (barrier_at(block, address).phase == parity) {
+        barrier_at(block, address).waiting.push_back(current);
+        block_current(parity ? "a barrier's phase 1" : "a barrier's phase 0");
+    }
+}
+
+}  // namespace emulator

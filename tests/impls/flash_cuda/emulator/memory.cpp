@@ -1,0 +1,229 @@
+// Shared memory: poisoned, watched, and fenced off.
+//
+// The device code is compiled with the calls of the thread sanitizer and finds them here: so every access to shared
+// memory is seen. Each granule of 16 bytes remembers which thread wrote it last, how many proxy fences that thread had
+// executed, and how many copies are under way into and out of it.
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <cstring>
+
+#include "state.h"
+
+namespace emulator {
+
+namespace {
+
+constexpr std::uint32_t SLOT = 1 << 20;          // of host memory a block, its arena in the middle
+constexpr std::uint32_t MARGIN = 1 << 18;        // on both sides, where an access is an error
+constexpr Address FIRST = 1024;                  // as on the device, where the system has the first KB
+constexpr Address FIXED = 1 << 20;               // variables declared __shared__, which this machine keeps elsewhere
+constexpr unsigned SLOTS = 64;
+
+std::uint8_t* arenas() {
+    static auto* memory = static_cast<std::uint8_t*>(
+        mmap(nullptr, std::size_t{SLOT} * SLOTS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    return memory;
+}
+
+std::uintptr_t arenas_begin = 0, fixed_begin = 0, fixed_size = 0;
+
+Region* region_of(Address address, Block& block) {
+    return address < FIXED ? &block.dynamic : &block.fixed;
+}
+
+/// Call with every mark of a range that lies in shared memory.
+template <class Use>
+void each_mark(Region& region, Address address, std::uint32_t bytes, Use use) {
+    const std::uint32_t begin = (address - region.address) / GRANULE;
+    const std::uint32_t end = (address - region.address + bytes - 1) / GRANULE;
+    for (std::uint32_t i = begin; i <= end; ++i) use(region.marks[i]);
+}
+
+void check_range(const Region& region, Address address, std::uint32_t bytes, const char* what) {
+    if (address < region.address || bytes > region.size || address - region.address > region.size - bytes) {
+        fail("%s of %u bytes at shared address 0x%x: the block's shared memory is [0x%x, 0x%x)", what, bytes, address,
+             region.address, region.address + region.size);
+    }
+}
+
+void write_seen(Region& region, Address address, std::uint32_t bytes) {
+    each_mark(region, address, bytes, [&](Mark& mark) {
+        if (mark.loads) fail("race: writes to shared address 0x%x, into which a copy is under way", address);
+        if (mark.stores) fail("race: overwrites shared address 0x%x, from which a store is still to read", address);
+        mark.writer = current->place.thread.x + 1;
+        mark.fences = current->fences;
+    });
+}
+
+void read_seen(Region& region, Address address, std::uint32_t bytes) {
+    each_mark(region, address, bytes, [&](Mark& mark) {
+        if (mark.loads) fail("race: reads shared address 0x%x, into which a copy is under way", address);
+    });
+}
+
+/// What the compiler put before an access of the device code.
+inline __attribute__((always_inline)) void seen(std::uintptr_t pointer, std::uint32_t bytes, bool writes) {
+    if (pointer - arenas_begin < std::uintptr_t{SLOT} * SLOTS) {
+        current->pc = __builtin_return_address(0);
+        const std::uintptr_t base = reinterpret_cast<std::uintptr_t>(current->block->dynamic.base);
+        const std::int64_t offset = static_cast<std::int64_t>(pointer - base);
+        Region& region = current->block->dynamic;
+        if (offset < 0 || offset + bytes > region.size) {
+            fail("%s of %u bytes at offset %lld of %u bytes of shared memory", writes ? "write" : "read", bytes,
+                 static_cast<long long>(offset), region.size);
+        }
+        const Address address = region.address + static_cast<std::uint32_t>(offset);
+        writes ? write_seen(region, address, bytes) : read_seen(region, address, bytes);
+    } else if (pointer - fixed_begin < fixed_size) {
+        current->pc = __builtin_return_address(0);
+        Region& region = current->block->fixed;
+        const Address address = region.address + static_cast<std::uint32_t>(pointer - fixed_begin);
+        writes ? write_seen(region, address, bytes) : read_seen(region, address, bytes);
+    }
+}
+
+}  // namespace
+
+void begin_memory(Block& block, unsigned slot) {
+    arenas_begin = reinterpret_cast<std::uintptr_t>(arenas());
+    if (slot >= SLOTS) fail("more resident blocks than this machine has room for");
+    const auto fill = [](Region& region) {
+        region.marks.assign((region.size + GRANULE - 1) / GRANULE, {});
+        std::memset(region.base, 0xFF, region.size);  // NaN
+    };
+    block.dynamic = {arenas() + std::size_t{slot} * SLOT + MARGIN, machine.launch.shared_bytes, FIRST, {}};
+    fill(block.dynamic);
+    const Address fixed_address = FIXED + fixed_begin % 1024;  // as aligned as it is
+    block.fixed = {reinterpret_cast<std::uint8_t*>(fixed_begin), static_cast<std::uint32_t>(fixed_size), fixed_address, {}};
+    fill(block.fixed);
+}
+
+std::uint8_t* at(Address address, std::uint32_t bytes, Block& block, const char* what) {
+    Region& region = *region_of(address, block);
+    check_range(region, address, bytes, what);
+    return region.base + (address - region.address);
+}
+
+void note_write(Address address, std::uint32_t bytes) {
+    at(address, bytes, *current->block, "write");
+    write_seen(*region_of(address, *current->block), address, bytes);
+}
+
+void note_read(Address address, std::uint32_t bytes) {
+    at(address, bytes, *current->block, "read");
+    read_seen(*region_of(address, *current->block), address, bytes);
+}
+
+void check_visible(Address address, std::uint32_t bytes, const char* what) {
+    Block& block = *current->block;
+    at(address, bytes, block, what);
+    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) {
+        if (mark.loads) fail("race: %s of shared address 0x%x, into which a copy is under way", what, address);
+        if (mark.writer && block.fibers[mark.writer - 1].fences == mark.fences) {
+            fail("%s of shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)", what,
+                 address, mark.writer - 1u);
+        }
+    });
+}
+
+void begin_load(Address address, std::uint32_t bytes) {
+    Block& block = *current->block;
+    std::uint8_t* target = at(address, bytes, block, "copy into shared memory");
+    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) {
+        if (mark.loads) fail("race: two copies into shared address 0x%x at once", address);
+        if (mark.stores) fail("race: copy into shared address 0x%x, from which a store is still to read", address);
+        if (mark.writer && block.fibers[mark.writer - 1].fences == mark.fences) {
+            fail("copy into shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)",
+                 address, mark.writer - 1u);
+        }
+        ++mark.loads;
+    });
+    std::memset(target, 0xFF, bytes);  // it may come at once, piece by piece: nothing there can be relied on
+}
+
+void end_load(Block& block, Address address, std::uint32_t bytes) {
+    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) {
+        --mark.loads;
+        mark.writer = 0;
+    });
+}
+
+void begin_store(Address address, std::uint32_t bytes) {
+    check_visible(address, bytes, "copy out");
+    each_mark(*region_of(address, *current->block), address, bytes, [&](Mark& mark) { ++mark.stores; });
+}
+
+void end_store(Block& block, Address address, std::uint32_t bytes) {
+    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) { --mark.stores; });
+}
+
+void* shared_memory() { return current->block->dynamic.base; }
+
+Address shared_address(const void* pointer) {
+    CALLED;
+    const auto value = reinterpret_cast<std::uintptr_t>(pointer);
+    if (value - fixed_begin < fixed_size) {
+        return current->block->fixed.address + static_cast<Address>(value - fixed_begin);
+    }
+    const Region& region = current->block->dynamic;
+    const std::intptr_t offset = value - reinterpret_cast<std::uintptr_t>(region.base);
+    // One past the end is a pointer too.
+    if (offset < 0 || offset > region.size) fail("the shared address of %p, which is not in shared memory", pointer);
+    return region.address + static_cast<Address>(offset);
+}
+
+void read_shared(void* target, Address source, std::uint32_t bytes) {
+    CALLED;
+    note_read(source, bytes);
+    std::memcpy(target, at(source, bytes, *current->block, "read"), bytes);
+}
+
+void write_shared(Address target, const void* source, std::uint32_t bytes) {
+    CALLED;
+    note_write(target, bytes);
+    std::memcpy(at(target, bytes, *current->block, "write"), source, bytes);
+}
+
+void fence_async() {
+    CALLED;
+    ++current->fences;
+}
+
+}  // namespace emulator
+
+/// Where a kernel's library keeps the variables that it declares __shared__ (with everything else that begins as 0).
+extern "C" void emulator_fixed_memory(void* begin, void* end) {
+    emulator::fixed_begin = reinterpret_cast<std::uintptr_t>(begin);
+    emulator::fixed_size = static_cast<std::uint8_t*>(end) - static_cast<std::uint8_t*>(begin);
+}
+
+#define SEEN(bytes)                                                                                                    \
+    extern "C" void __tsan_read##bytes(void* p) { emulator::seen(reinterpret_cast<std::uintptr_t>(p), bytes, false); } \
+    extern "C" void __tsan_write##bytes(void* p) { emulator::seen(reinterpret_cast<std::uintptr_t>(p), bytes, true); } \
+    extern "C" void __tsan_unaligned_read##bytes(void* p) {                                                            \
+        emulator::seen(reinterpret_cast<std::uintptr_t>(p), bytes, false);                                             \
+    }                                                                                                                  \
+    extern "C" void __tsan_unaligned_write##bytes(void* p) {                                                           \
+        emulator::seen(reinterpret_cast<std::uintptr_t>(p), bytes, true);                                              \
+    }                                                                                                                  \
+    extern "C" void __tsan_volatile_read##bytes(void* p) {                                                             \
+        emulator::seen(reinterpret_cast<std::uintptr_t>(p), bytes, false);                                             \
+    }                                                                                                                  \
+    extern "C" void __tsan_volatile_write##bytes(void* p) {                                                            \
+        emulator::seen(reinterpret_cast<std::uintptr_t>(p), bytes, true);                                              \
+    }
+SEEN(1)
+SEEN(2)
+SEEN(4)
+SEEN(8)
+SEEN(16)
+extern "C" void __tsan_read_range(void* p, unsigned long bytes) {
+    emulator::seen(reinterpret_cast<std::uintptr_t>(p), static_cast<std::uint32_t>(bytes), false);
+}
+extern "C" void __tsan_write_range(void* p, unsigned long bytes) {
+    emulator::seen(reinterpret_cast<std::uintptr_t>(p), static_cast<std::uint32_t>(bytes), true);
+}
+extern "C" void __tsan_init() {}
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
