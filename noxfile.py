@@ -51,9 +51,9 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Every CUDA kernel compiled for Hopper, which needs no GPU; fails on a spill."""
+    """Every CUDA kernel compiled for Hopper, which needs no GPU; fails on a spill; arguments go to ``bench build``."""
     session.install("-e.[tests]")
-    session.run("python", "-m", "attnbench.impls.flash_cuda.ahead", *session.posargs)
+    session.run("bench", "build", "--only", "flash-cuda", *session.posargs)
 
 
 @nox.session

@@ -10,9 +10,10 @@ import importlib.machinery
 import importlib.metadata
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnbench.harness.problem import Problem
 from attnbench.harness.two_level import Accesses, TwoLevelMemory
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 CONTRACT_VERSION = 1
 """Raised when a plugin written for the previous version could misbehave; the registry refuses older plugins."""
+
+TUNED_VARIABLE = "ATTNBENCH_TUNED"
+"""Names the table of ``bench tune`` that an implementation with ``candidates`` reads in place of its own rules."""
 
 Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 AttendWithLse = Callable[
@@ -172,6 +176,42 @@ class Modelled:
     backward: Accesses
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiler made of one configuration.
+
+    registers: of the kernel that takes most. spill_bytes: stored and loaded for want of registers, and stack frames.
+    code_bytes: of machine code. cached: it was there, and nothing was compiled. problems: why it is not fit for use,
+    a line each; empty where it is. log: the compiler's. None is what the compiler does not tell.
+    """
+
+    registers: int | None = None
+    spill_bytes: int | None = None
+    code_bytes: int | None = None
+    cached: bool = False
+    problems: tuple[str, ...] = ()
+    log: str = ""
+
+
+Build = Callable[[], Compiled]
+"""Compiles one configuration to where first calls look for it, or raises. It is pickled, to run in another process."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a problem, of those that an implementation chooses among.
+
+    label: as tables show it. key: what the choice depends on, choice: what it is; both plain JSON objects, which
+    ``bench tune`` keeps for the implementation to read. using(): while it is entered, every call of this process, a
+    backward included, computes in this way.
+    """
+
+    label: str
+    key: Mapping[str, Any]
+    choice: Mapping[str, Any]
+    using: Callable[[], AbstractContextManager[object]]
+
+
 class Implementation(ABC):
     """One attention implementation. Subclass it, or instantiate one class several times for variants.
 
@@ -226,6 +266,20 @@ class Implementation(ABC):
 
         Called in the worker process on the right device; its time is reported apart and never charged to the kernel.
         """
+
+    def builds(self) -> Mapping[str, Build]:
+        """Every configuration that a call may need compiled, by a name without spaces; needs no GPU, imports no torch.
+
+        Empty where what is compiled is only known when it is called. Raises Unsupported where the compiler is missing.
+        """
+        return {}
+
+    def candidates(self, problem: Problem, device: Device) -> Sequence[Candidate]:
+        """The ways to compute ``problem`` on ``device`` that are worth a try, the one that it chooses unasked first.
+
+        Called in the worker process, as ``prepare`` is. Empty where there is nothing to choose.
+        """
+        return ()
 
     def modelled(self, problem: Problem, memory: TwoLevelMemory) -> Modelled | None:
         """The algorithm in plain torch on a CPU, counting into ``memory``; None where there is no such form of it."""

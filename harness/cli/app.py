@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from attnbench.harness.cli.build import build
 from attnbench.harness.cli.ceilings import ceilings
 from attnbench.harness.cli.compare import compare
 from attnbench.harness.cli.conform import conform
@@ -79,6 +80,7 @@ app.command("plot")(plot)
 app.command("export")(export)
 app.command("publish")(publish)
 app.command("verify")(verify)
+app.command("build")(build)
 app.command("ceilings")(ceilings)
 app.command("io")(io)
 app.command("findings")(findings)

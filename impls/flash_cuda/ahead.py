@@ -1,18 +1,13 @@
-"""Compile every configuration ahead of time: `python -m attnbench.impls.flash_cuda.ahead [PROCESSES]`.
-
-Fills the cache that the first calls would fill one by one, and exits with 1 if a kernel spills, keeps a stack frame or
-draws a remark of the assembler. Needs no GPU.
-"""
+"""Every configuration that a call can ask for, compiled into the cache that first calls look in; needs no GPU."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import os
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
-from attnbench.impls.flash_cuda.build import CompileError, build
+from attnbench.harness.contract import Build, Compiled
+from attnbench.impls.flash_cuda.build import CompileError, build, cached
 from attnbench.impls.flash_cuda.configs import (
     MAX_BACKWARD_HEAD_DIM,
     BackwardKernel,
@@ -42,27 +37,37 @@ def every_kernel() -> list[Kernel]:
     return sorted(found, key=str)
 
 
-def compile_one(kernel: Kernel) -> tuple[float, list[str]]:
-    """Seconds it took, and what is wrong with the result."""
-    begin = time.perf_counter()
+def builds() -> dict[str, Build]:
+    """What compiles each of them, by its name."""
+    return {name_of(kernel): partial(compile_one, kernel) for kernel in every_kernel()}
+
+
+def name_of(kernel: Kernel) -> str:
+    """``backward-bf16-dim64-dim_v64-has_left``: the pass, then every word of the configuration that is set."""
+    words = ["forward" if isinstance(kernel, ForwardKernel) else "backward"]
+    for field in dataclasses.fields(kernel):
+        value = getattr(kernel, field.name)
+        if isinstance(value, bool):
+            words += [field.name] if value else []
+        else:
+            words.append(value.lower() if isinstance(value, str) else f"{field.name}{value}")
+    return "-".join(words)
+
+
+def compile_one(kernel: Kernel) -> Compiled:
+    """A kernel that spills, keeps a stack frame or draws a remark of the assembler is a problem. CacheError as in
+    ``build``."""
+    known = cached(kernel.source)
     try:
-        problems = build(kernel.source).resources.problems
+        built = build(kernel.source)
     except CompileError as error:
-        problems = [str(error)]
-    return time.perf_counter() - begin, problems
-
-
-def main(processes: int) -> int:
-    """Compile all; one line for each on stdout."""
-    kernels = every_kernel()
-    bad = 0
-    with ProcessPoolExecutor(processes) as pool:
-        for kernel, (seconds, problems) in zip(kernels, pool.map(compile_one, kernels), strict=True):
-            bad += bool(problems)
-            print(f"{seconds:.1f} s  {kernel}  {'; '.join(problems) or 'ok'}", flush=True)  # noqa: T201
-    print(f"{len(kernels)} kernels, {bad} with problems")  # noqa: T201
-    return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1))
+        return Compiled(problems=("NVRTC refused it",), log=str(error))
+    used = built.resources
+    return Compiled(
+        used.registers,
+        used.stack_bytes + used.spill_store_bytes + used.spill_load_bytes,
+        len(built.cubin),
+        known,
+        tuple(used.problems),
+        built.log,
+    )

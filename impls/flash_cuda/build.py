@@ -124,9 +124,9 @@ def build(source: str, options: tuple[str, ...] = ()) -> Built:
 
     CompileError if NVRTC refuses it; CacheError if the cache cannot be read or written.
     """
-    options = (*OPTIONS, *options, *os.environ.get(OPTIONS_VARIABLE, "").split())
-    cache = cache_folder()
-    built = Built(cache / _key(source, options))
+    options = _all_options(options)
+    built = _entry(source, options)
+    cache = built.folder.parent
     with _cache_errors(cache):
         if built.complete:
             return built
@@ -144,6 +144,21 @@ def build(source: str, options: tuple[str, ...] = ()) -> Built:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return built
+
+
+def cached(source: str, options: tuple[str, ...] = ()) -> bool:
+    """Whether ``build`` would find it in the cache; CacheError if that cannot be read."""
+    built = _entry(source, _all_options(options))
+    with _cache_errors(built.folder.parent):
+        return built.complete
+
+
+def _all_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    return (*OPTIONS, *options, *os.environ.get(OPTIONS_VARIABLE, "").split())
+
+
+def _entry(source: str, options: tuple[str, ...]) -> Built:
+    return Built(cache_folder() / _key(source, options))
 
 
 def _publish(staged: Path, built: Built) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from attnbench.harness.contract import Capabilities, Device, Unavailable, missing_module
+from attnbench.harness.contract import (
+    Build,
+    Capabilities,
+    Device,
+    Unavailable,
+    Unsupported,
+    missing_module,
+)
 from attnbench.harness.masks import ALIGNMENTS
 from attnbench.harness.problem import Problem
 from attnbench.impls.flash_api.plugin import FlashPlugin
@@ -31,8 +38,7 @@ class FlashCuda(FlashPlugin):
     )
 
     def unavailable(self, device: Device) -> Unavailable | None:
-        found = super().unavailable(device)
-        return found or missing_module("cuda.bindings", "pip install cuda-bindings nvidia-cuda-nvrtc")
+        return super().unavailable(device) or _missing_compiler()
 
     def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
         found = super().unsupported_reasons(problem, device)
@@ -43,7 +49,18 @@ class FlashCuda(FlashPlugin):
                 found.append("the backward has no dropout")
         return found
 
+    def builds(self) -> Mapping[str, Build]:
+        if absent := _missing_compiler():
+            raise Unsupported(absent.line)
+        from attnbench.impls.flash_cuda.ahead import builds
+
+        return builds()
+
     def attention(self) -> Callable[..., Any]:
         from attnbench.impls.flash_cuda import flash_attention
 
         return flash_attention
+
+
+def _missing_compiler() -> Unavailable | None:
+    return missing_module("cuda.bindings", "pip install cuda-bindings nvidia-cuda-nvrtc")

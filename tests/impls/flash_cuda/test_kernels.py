@@ -64,18 +64,3 @@ def test_the_covering_set_is_of_offered_kernels():
 def test_what_is_not_offered_yet_compiles_all_the_same():
     """The backward above head dim 128: written, and not run on hardware."""
     assert build.build(backward_kernel(shape(256, right=True)).source).resources.problems == []
-
-
-@pytest.mark.parametrize(
-    ("chosen", "status", "said"),
-    [
-        (forward_kernel(shape(64)), 0, "1 kernels, 0 with problems"),
-        (ForwardKernel("BF16", 128, 128, 3, 96, 2, out_in_q=True), 1, "C7512"),
-        (replace(forward_kernel(shape(128)), slots=4), 1, "more shared memory than Hopper has"),
-    ],
-    ids=["good", "spilling", "too large"],
-)
-def test_compiling_ahead_fails_on_a_loss(monkeypatch, capsys, chosen, status, said):
-    monkeypatch.setattr(ahead, "every_kernel", lambda: [chosen])
-    assert ahead.main(1) == status
-    assert said in capsys.readouterr().out
