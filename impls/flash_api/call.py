@@ -12,13 +12,10 @@ from torch import Tensor
 from attnbench.impls.flash_api.band import band_sides
 from attnbench.impls.flash_api.block_mask import BlockMask
 from attnbench.impls.flash_api.dropout import draw_dropout_state
+from attnbench.impls.flash_api.scale import LARGEST_SCALE, SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-LARGEST_SCALE = torch.finfo(torch.float32).max * math.log(2)
-"""Kernels take the scale in float32, and times log2(e): there both are neither 0 nor infinite."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnbench.harness.contract import Device, Dropout, Implementation, Prepared
+from attnbench.harness.contract import Device, Dropout, Implementation, Prepared, Unavailable
+from attnbench.impls.flash_api.scale import LARGEST_SCALE, SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from attnbench.harness.problem import Problem
@@ -24,6 +25,14 @@ class FlashPlugin(Implementation):
     def attention(self) -> Callable[..., Any]:
         """The public function, imported when it is asked for."""
 
+    def unavailable(self, device: Device) -> Unavailable | None:
+        """No problem at all is computed on a device whose compute capability is outside of what is declared."""
+        low, high = self.capabilities.compute_capability
+        if device.kind == "cuda" and not low <= device.capability <= high:
+            name = f"{device.name or device} has compute capability {_dotted(device.capability)}"
+            return Unavailable(f"{name}, its kernels are for {_dotted(low)} to {_dotted(high)}")
+        return super().unavailable(device)
+
     def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
         found = self.capabilities.reasons(problem, device)
         found += [
@@ -31,8 +40,11 @@ class FlashPlugin(Implementation):
             for name in ("head_dim", "head_dim_v")
             if getattr(problem, name) < 16
         ]
-        if problem.softmax_scale <= 0:
-            found.append(f"scale {problem.softmax_scale:g} is not positive")
+        scale = problem.softmax_scale
+        if scale <= 0:
+            found.append(f"scale {scale:g} is not positive")
+        elif not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+            found.append(f"scale {scale:g} does not lie in {SMALLEST_SCALE:.3g} to {LARGEST_SCALE:.3g}")
         blocks = problem.mask.blocks
         if blocks and (blocks.block_q % 32 or blocks.block_k % 32):
             found.append(f"mask blocks {blocks.block_q}x{blocks.block_k} are not multiples of 32")
@@ -72,3 +84,7 @@ def _block_mask(problem: Problem, device: Device) -> BlockMask | None:
     visible = pattern.blocks(problem.heads, problem.seqlen_q, problem.seqlen_k)
     blocks = torch.tensor(visible, device=str(device))
     return BlockMask.from_dense(blocks[None], (pattern.block_q, pattern.block_k))
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"

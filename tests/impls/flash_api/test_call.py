@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnbench.impls.flash_api import attend
-from attnbench.impls.flash_api.call import LARGEST_SCALE, SMALLEST_SCALE
+from attnbench.impls.flash_api.scale import LARGEST_SCALE, SMALLEST_SCALE
 
 Q = torch.zeros(1, 8, 2, 16)
 
@@ -58,6 +58,11 @@ def test_every_scale_that_is_allowed_is_a_number_in_float32(scale):
     assert isinstance(given, float)
     for x in (given, given * math.log2(math.e)):
         assert 0 < torch.tensor(x, dtype=torch.float32).item() < math.inf
+
+
+def test_the_scales_are_those_of_float32():
+    limits = torch.finfo(torch.float32)
+    assert (limits.tiny, limits.max * math.log(2)) == (SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def test_a_window_beyond_64_bits_reaches_the_end():

@@ -43,12 +43,22 @@ def test_what_it_computes(changes):
         ({"mask": Mask.parse("blocks(random,128x128)")}, "mask block_sparse"),
         ({"direction": "fwd_bwd", "head_dim": 192}, "backward takes head dims up to 128"),
         ({"direction": "fwd_bwd", "dropout_p": 0.1}, "backward has no dropout"),
+        ({"scale": 1e39}, "scale 1e+39 does not lie in 1.18e-38 to 2.36e+38"),
+        ({"scale": 1e-46}, "scale 1e-46 does not lie in"),
         ({"device": Device("cuda", capability=(8, 0))}, "compute capability 9.0 to 9.0"),
         ({"device": Device("cuda", capability=(10, 0))}, "compute capability 9.0 to 9.0"),
     ],
 )
 def test_what_it_declines(changes, reason):
     assert any(reason in found for found in reasons(**changes))
+
+
+def test_it_is_available_where_it_computes_anything():
+    assert FlashCuda().unavailable(HOPPER) is None
+    older = FlashCuda().unavailable(Device("cuda", name="NVIDIA A100", capability=(8, 0)))
+    assert older.reason == "NVIDIA A100 has compute capability 8.0, its kernels are for 9.0 to 9.0"
+    assert FlashCuda().unavailable(Device("cuda", capability=(10, 0)))
+    assert "runs on cuda" in FlashCuda().unavailable(Device("cpu")).reason
 
 
 def test_the_public_call_names_what_is_wrong():

@@ -6,6 +6,7 @@ import torch
 from attnbench.harness.contract import Device
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
+from attnbench.impls.flash_api.scale import LARGEST_SCALE, SMALLEST_SCALE
 from attnbench.impls.flash_triton.plugin import FlashTriton, deterministic
 
 H200 = Device("cuda", capability=(9, 0))
@@ -38,6 +39,8 @@ def test_masks_mean_what_the_harness_means(make, wrong, device, mask):
         ({"head_dim": 20}, "multiple of 8"),
         ({"head_dim": 264}, "exceeds 256"),
         ({"scale": -1.0}, "scale -1 is not positive"),
+        ({"scale": 1e39}, "scale 1e+39 does not lie in 1.18e-38 to 2.36e+38"),
+        ({"scale": 1e-46}, "scale 1e-46 does not lie in"),
         ({"dtype": "fp64"}, "dtype fp64"),
         ({"mask": Mask.parse("blocks(random,16x64)")}, "16x64 are not multiples of 32"),
     ],
@@ -45,6 +48,17 @@ def test_masks_mean_what_the_harness_means(make, wrong, device, mask):
 def test_what_it_declines(changes, reason):
     problem = Problem(**{"batch": 1, "heads": 2, "seqlen_q": 8, "head_dim": 16} | changes)
     assert any(reason in found for found in FlashTriton().unsupported_reasons(problem, H200))
+
+
+def test_it_is_available_where_it_computes_anything():
+    assert FlashTriton().unavailable(H200) is None
+    older = FlashTriton().unavailable(Device("cuda", name="Tesla T4", capability=(7, 5)))
+    assert older.reason.startswith("Tesla T4 has compute capability 7.5, its kernels are for 8.0")
+
+
+@pytest.mark.parametrize("scale", [SMALLEST_SCALE, 1.0, LARGEST_SCALE])
+def test_it_declines_no_scale_that_the_call_takes(scale):
+    assert FlashTriton().unsupported_reasons(Problem(1, 2, 8, 16, scale=scale), H200) == []
 
 
 @pytest.mark.parametrize("plugin", [FlashTriton(), deterministic], ids=lambda plugin: plugin.name)
