@@ -47,7 +47,6 @@ struct Product;
 #define NAMES_48 NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_64 NAMES_40 ", " TEN(4) ", " TEN(5) ", %60, %61, %62, %63"
 #define NAMES_80 NAMES_40 ", " TEN(4) ", " TEN(5) ", " TEN(6) ", " TEN(7)
-#define NAMES_88 NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define NAMES_96 NAMES_80 ", " TEN(8) ", %90, %91, %92, %93, %94, %95"
 #define NAMES_128 NAMES_80 ", " TEN(8) ", " TEN(9) ", " TEN(10) ", " TEN(11) ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define SUMS_2(i) "+f"(d[i]), "+f"(d[i + 1])
@@ -59,8 +58,6 @@ struct Product;
 #define SUMS_40 SUMS_32, SUMS_8(32)
 #define SUMS_48 SUMS_32, SUMS_16_FROM(32)
 #define SUMS_64 SUMS_32, SUMS_32_FROM(32)
-#define SUMS_80 SUMS_64, SUMS_16_FROM(64)
-#define SUMS_88 SUMS_80, SUMS_8(80)
 #define SUMS_96 SUMS_64, SUMS_32_FROM(64)
 #define SUMS_128 SUMS_96, SUMS_32_FROM(96)
 
@@ -97,8 +94,6 @@ PRODUCTS(64, 32, 32, 33, 34, 35, 36, 37, 38)
 PRODUCTS(80, 40, 40, 41, 42, 43, 44, 45, 46)
 PRODUCTS(96, 48, 48, 49, 50, 51, 52, 53, 54)
 PRODUCTS(128, 64, 64, 65, 66, 67, 68, 69, 70)
-PRODUCTS(160, 80, 80, 81, 82, 83, 84, 85, 86)
-PRODUCTS(176, 88, 88, 89, 90, 91, 92, 93, 94)
 PRODUCTS(192, 96, 96, 97, 98, 99, 100, 101, 102)
 PRODUCTS(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
