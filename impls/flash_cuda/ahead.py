@@ -21,17 +21,24 @@ Kernel = ForwardKernel | BackwardKernel
 
 DTYPES = ("BF16", "FP16")
 DIMS = (64, 128, 192, 256)
-LENGTHS = (512, 4096)
-"""One on each side of what tile choice asks."""
+LENGTHS = (1, 512, 4096)
+"""One for each answer to what tile choice asks."""
+MASK_BLOCK = (128, 128)
 
 
 def every_kernel() -> list[Kernel]:
-    """All kernels that a call can ask for, in a settled order."""
+    """All kernels that a call can ask for, in a settled order; of block lists those of FlexAttention's blocks without
+    dropout."""
     found: set[Kernel] = set()
     switches = itertools.product((False, True), repeat=3)
     for dtype, dim, dim_v, (left, right, dropout) in itertools.product(DTYPES, DIMS, DIMS, list(switches)):
         for length in LENGTHS:
-            found.add(forward_kernel(Shape(dtype, 1, 1, 1, length, length, dim, dim_v, left, right, dropout)))
+            shape = Shape(dtype, 1, 1, 1, length, length, dim, dim_v, left, right, dropout)
+            found.add(forward_kernel(shape, multiprocessors=1))
+            if not dropout:
+                found.add(
+                    forward_kernel(dataclasses.replace(shape, mask_block=MASK_BLOCK), multiprocessors=1)
+                )
         if max(dim, dim_v) <= MAX_BACKWARD_HEAD_DIM and not dropout:
             found.add(backward_kernel(Shape(dtype, 1, 1, 1, 512, 512, dim, dim_v, left, right)))
     return sorted(found, key=str)

@@ -14,8 +14,15 @@ from attnbench.impls.flash_cuda.driver import TensorMap
 ROWS = 64
 """Query rows that one copy moves: those of a warpgroup."""
 
-FORWARD_FIELDS = struct.Struct("<QQQ5i5i2ifi48x")
-"""forward::Params after q, k, v, out: lse, rng, ticket, band, work, kv_heads, group, scale_log2, threshold."""
+FORWARD_FIELDS = struct.Struct("<4Q4Q5i4x5i5i5ifi36x")
+"""forward::Params after q, k, v, out: lse, parts, rng, ticket, lists, band, work, kv_heads, group, batch, splits,
+queries, scale_log2, threshold."""
+
+MERGE_FIELDS = struct.Struct("<4Q5i4x")
+"""forward::MergeParams: parts, lse_parts, out, lse, splits, rows, heads, seqlen_q, dim_v."""
+
+NO_LISTS = (0,) * 5
+"""The sizes of attn::BlockLists where there are none."""
 
 ROW_FIELDS = struct.Struct("<9Q6q5i4x")
 """backward::RowParams: out, d_out, lse, d_lse, lse_log2, delta, dq, dq_count, ticket, strides of d_out and d_lse,
@@ -58,14 +65,28 @@ def head_map(layout: Layout, dtype: torch.dtype, rows: int) -> TensorMap:
     return TensorMap(dtype, (dim, seqlen, heads, batch), (ss, sh, sb), (PANEL, rows, 1, 1))
 
 
-def grouped_map(layout: Layout, dtype: torch.dtype, kv_heads: int, rows: int = ROWS) -> TensorMap:
-    """Map of a BSHD tensor as (batch, key head, row, head of the group, column), in boxes of `rows` of one head."""
+def grouped_map(
+    layout: Layout, dtype: torch.dtype, kv_heads: int, rows: int = ROWS, members: int = 1
+) -> TensorMap:
+    """Map of a BSHD tensor as (batch, key head, row, head of the group, column), in boxes of `rows` x `members`."""
     batch, seqlen, heads, dim = layout[0]
     group = heads // kv_heads
     sb, ss, sh = _byte_strides(layout, dtype.itemsize)
     return TensorMap(
-        dtype, (dim, group, seqlen, kv_heads, batch), (sh, ss, sh * group, sb), (PANEL, 1, rows, 1, 1)
+        dtype,
+        (dim, group, seqlen, kv_heads, batch),
+        (sh, ss, sh * group, sb),
+        (PANEL, members, rows, 1, 1),
     )
+
+
+def list_sizes(shape: tuple[int, ...], mask_block: tuple[int, int]) -> tuple[int, ...]:
+    """The sizes of attn::BlockLists by query: rows of a batch entry and of a head, width, queries and keys of a block.
+
+    shape: of the indices, (batch or 1, heads or 1, rows, width); a dimension of 1 is shared by all.
+    """
+    batch, heads, rows, width = shape
+    return heads * rows if batch > 1 else 0, rows if heads > 1 else 0, width, *mask_block
 
 
 def _byte_strides(layout: Layout, itemsize: int) -> tuple[int, ...]:

@@ -133,6 +133,10 @@ def refuse(q: Tensor, v: Tensor, options: Options) -> None:
         raise ValueError(
             f"dropout_p: got {options.dropout_p}, allowed is 0 with gradients: the backward has no dropout"
         )
+    if options.mask_block != (0, 0):
+        raise ValueError(
+            "block_mask: got one, allowed is None with gradients: the backward walks no lists of blocks"
+        )
     for name, x in (("q", q), ("v", v)):
         if x.shape[3] > MAX_BACKWARD_HEAD_DIM:
             raise ValueError(
@@ -145,7 +149,7 @@ def backward(
     rng: Tensor | None, lists: list[Tensor], options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, contiguous; see `flash_api.operators.Backward`."""
-    check(q, lists)
+    check(q)
     refuse(q, v, options)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     if out.numel() == 0 or k.shape[1] == 0:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnbench.impls.flash_api.band import Band
 
 L2_WORKING_SET = 32 * 2**20
 """Bytes of K and V that the blocks in flight may share: about 60% of Hopper's L2."""
@@ -13,6 +17,15 @@ MAX_BACKWARD_HEAD_DIM = 128
 
 PANEL = 64
 """Head dims in shared memory are multiples of this."""
+
+SHARED_BYTES = 227 * 1024
+"""Shared memory of a block: all that Hopper has, since every kernel here runs one block a multiprocessor."""
+
+SHARED_RESERVE = 3072
+"""What barriers, assignments and dropout's bits take of it, at most."""
+
+WARPGROUP_ROWS = 64
+"""Rows of a warpgroup's product."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,13 @@ class Shape:
     has_left: bool
     has_right: bool
     dropout: bool = False
+    mask_block: tuple[int, int] = (0, 0)
+    """(queries, keys) of a block of the lists, (0, 0) without."""
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key head."""
+        return self.heads // self.kv_heads
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,16 @@ class ForwardKernel:
     has_right: bool = False
     dropout: bool = False
     out_in_q: bool = False
+    lists: bool = False
+    decode: bool = False
 
-    NAME = "attention_forward"
+    NAME, MERGE = "attention_forward", "attention_forward_merge"
+    MERGE_THREADS = 128
 
     @property
     def rows(self) -> int:
-        """Query rows of a tile."""
-        return 64 * self.consumers
+        """Rows of a tile: queries, or with `decode` queries times heads of the group."""
+        return WARPGROUP_ROWS * self.consumers
 
     @property
     def threads(self) -> int:
@@ -62,10 +85,17 @@ class ForwardKernel:
 
     @property
     def source(self) -> str:
-        """CUDA source of this kernel alone."""
+        """CUDA source of this kernel alone, and with `decode` of what merges the splits."""
         arguments = [self.dtype, self.dim, self.dim_v, self.consumers, self.keys, self.slots, self.q_slots]
-        flags = [self.has_left, self.has_right, self.dropout, self.out_in_q]
+        flags = [self.has_left, self.has_right, self.dropout, self.out_in_q, self.lists, self.decode]
         words = ", ".join([*map(str, arguments), *(str(flag).lower() for flag in flags)])
+        merge = (
+            '#include "forward/merge.cuh"\n'
+            'extern "C" __global__ void __launch_bounds__(forward::MERGE_THREADS)\n'
+            f"{self.MERGE}(const __grid_constant__ forward::MergeParams params) {{\n"
+            f"    forward::merge<{self.dtype}, {self.dim_v}>(params);\n"
+            "}\n"
+        )
         return (
             '#include "forward/kernel.cuh"\n'
             f"using Chosen = forward::Config<{words}>;\n"
@@ -73,6 +103,7 @@ class ForwardKernel:
             f"{self.NAME}(const __grid_constant__ forward::Params params) {{\n"
             "    forward::run<Chosen>(params);\n"
             "}\n"
+            f"{merge if self.decode else ''}"
         )
 
 
@@ -87,8 +118,19 @@ def padded(dim: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def forward_kernel(shape: Shape) -> ForwardKernel:
-    """The forward kernel of a problem. Figures beside the branches: TFLOP/s as in NOTES.md."""
+def forward_kernel(shape: Shape, multiprocessors: int) -> ForwardKernel:
+    """The forward kernel of a problem on a device of so many multiprocessors.
+
+    ValueError if blocks of a mask are not made of tiles.
+    """
+    if shape.mask_block != (0, 0):
+        return _list_kernel(shape)
+    dense = _dense_kernel(shape)
+    return _decode_kernel(shape) if _few_rows(shape, dense, multiprocessors) else dense
+
+
+def _dense_kernel(shape: Shape) -> ForwardKernel:
+    """Figures beside the branches: TFLOP/s as in NOTES.md."""
     dim, dim_v = padded(shape.head_dim), padded(shape.head_dim_v)
     widest = max(dim, dim_v)
     # Two slots for Q where there is room: the next tile's arrives while this one ends, which short rows feel most.
@@ -117,6 +159,82 @@ def forward_kernel(shape: Shape) -> ForwardKernel:
     )  # fmt: skip
 
 
+LIST_QUERIES, LIST_KEYS = 64, 32
+"""Blocks of a mask are multiples of these: the rows of a warpgroup, and the smallest step of keys."""
+
+
+def _list_kernel(shape: Shape) -> ForwardKernel:
+    """The dense kernel with the largest tile that divides a block: for 128 x 128 blocks those of two consumers and 128
+    keys up to hd128, 64 of the 80 or 96 keys above (not measured)."""
+    block_q, block_k = shape.mask_block
+    if block_q % LIST_QUERIES or block_k % LIST_KEYS:
+        raise ValueError(
+            f"block_mask: blocks of {block_q} x {block_k}, allowed are multiples of {LIST_QUERIES} x {LIST_KEYS}"
+        )
+    dense = _dense_kernel(shape)
+    consumers = max(c for c in range(1, dense.consumers + 1) if block_q % (WARPGROUP_ROWS * c) == 0)
+    keys = max(keys for keys in (32, 64, 96, 128) if keys <= dense.keys and block_k % keys == 0)
+    return _fill(replace(dense, consumers=consumers, keys=keys, lists=True))
+
+
+MAX_GROUP = WARPGROUP_ROWS
+"""Query heads of a key head that a warpgroup's rows can hold."""
+
+LEAST_STEPS = 4
+"""Fewest steps of a split: its results cost about 4 us to write and merge, a step 1 to 2 (not measured)."""
+
+
+def _few_rows(shape: Shape, dense: ForwardKernel, multiprocessors: int) -> bool:
+    """Whether tiles of one warpgroup, which heads of a group share, are the better ones: at most 64 queries, or tiles
+    for less than half of the device and keys enough to split (not measured)."""
+    if shape.dropout or shape.group > MAX_GROUP:
+        return False
+    tiles = ceil_div(shape.seqlen_q, dense.rows) * shape.batch * shape.heads
+    long_keys = shape.seqlen_k >= 2 * LEAST_STEPS * dense.keys
+    return shape.seqlen_q <= WARPGROUP_ROWS or (2 * tiles <= multiprocessors and long_keys)
+
+
+def _decode_kernel(shape: Shape) -> ForwardKernel:
+    """One warpgroup, bound by reading K and V: shared memory full of them, and of 64 keys where 128 leave two slots."""
+    dim, dim_v = padded(shape.head_dim), padded(shape.head_dim_v)
+    keys = 128 if max(dim, dim_v) <= 128 else 64
+    return _fill(
+        ForwardKernel(
+            shape.dtype, dim, dim_v, 1, keys, 1, 1, shape.has_left, shape.has_right, out_in_q=dim_v <= dim,
+            decode=True,
+        )
+    )  # fmt: skip
+
+
+def _fill(kernel: ForwardKernel) -> ForwardKernel:
+    """With as many slots for K and V as fit, up to 4."""
+    staged = 0 if kernel.out_in_q else kernel.dim_v
+    rows = 2 * kernel.rows * (kernel.q_slots * kernel.dim + staged)
+    slot = 2 * kernel.keys * (kernel.dim + kernel.dim_v)
+    return replace(kernel, slots=min(4, (SHARED_BYTES - SHARED_RESERVE - rows) // slot))
+
+
+def queries_of(kernel: ForwardKernel, shape: Shape) -> int:
+    """Queries of a tile: with `decode` as many as fit with all heads of their group."""
+    return kernel.rows // shape.group if kernel.decode else kernel.rows
+
+
+def splits_of(kernel: ForwardKernel, shape: Shape, band: Band, multiprocessors: int) -> int:
+    """Parts that a tile's keys are split into: one for every multiprocessor, if each has LEAST_STEPS or more."""
+    if not kernel.decode:
+        return 1
+    queries = queries_of(kernel, shape)
+    begin = 0 if band.left is None else max(0, band.shift - band.left)
+    end = shape.seqlen_k
+    if band.right is not None:
+        end = min(end, shape.seqlen_q + band.shift + band.right)
+    seen = end - begin
+    if band.left is not None and band.right is not None:
+        seen = min(seen, queries + band.left + band.right)
+    tiles = ceil_div(shape.seqlen_q, queries) * shape.batch * shape.kv_heads
+    return max(1, min(multiprocessors // tiles, seen // (LEAST_STEPS * kernel.keys)))
+
+
 def planes_per_wave(shape: Shape) -> int:
     """How many (batch, head) planes are worked on at once. Without a mask one: neighbours then read the same K and V.
 
@@ -124,7 +242,7 @@ def planes_per_wave(shape: Shape) -> int:
     in L2.
     """
     planes = shape.batch * shape.heads
-    if not (shape.has_left or shape.has_right):
+    if not (shape.has_left or shape.has_right or shape.mask_block != (0, 0)):
         return 1
     plane_bytes = shape.seqlen_k * (shape.head_dim + shape.head_dim_v) * 2
     in_cache = L2_WORKING_SET // max(1, plane_bytes) * (shape.heads // shape.kv_heads)

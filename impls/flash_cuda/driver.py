@@ -13,10 +13,7 @@ import torch
 from cuda.bindings import driver
 
 from attnbench.impls.flash_cuda.build import build
-
-SHARED_BYTES = 227 * 1024
-"""Shared memory of a block: all that Hopper has, since every kernel here runs one block a multiprocessor."""
-
+from attnbench.impls.flash_cuda.configs import SHARED_BYTES
 
 _Arguments = ctypes.c_char_p * 1
 
@@ -98,6 +95,9 @@ _issuing = Lock()
 
 def ticket(device: int, stream: int) -> int:
     """Address of a zero from which the blocks of one launch on the current device draw tiles; they leave it at zero.
+
+    It is one at every launch: it begins as one, a launch that ends draws until the counter has wrapped to it, and one
+    that does not end (a fault, a kill) takes the context with it, its memory and all later launches.
 
     Launches of one stream follow one another and share it; as in torch's allocator, a handle means one stream. Captured
     launches may be replayed side by side: each has one, which nobody else is given before it is launched.

@@ -1,4 +1,4 @@
-"""The forward pass: tensors to one launch."""
+"""The forward pass: tensors to one launch, and with split keys to another that merges the results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from torch import Tensor
 from attnbench.impls.flash_api import Band, Options, dropout_threshold
 from attnbench.impls.flash_cuda.arguments import (
     FORWARD_FIELDS,
+    MERGE_FIELDS,
+    NO_LISTS,
     Layout,
     grouped_map,
     head_map,
+    list_sizes,
     readable,
 )
 from attnbench.impls.flash_cuda.configs import (
+    ForwardKernel,
     Shape,
     ceil_div,
     forward_kernel,
     planes_per_wave,
+    queries_of,
+    splits_of,
 )
 from attnbench.impls.flash_cuda.driver import Kernel, TensorMap, load, multiprocessors, ticket
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
@@ -29,68 +35,97 @@ from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, st
 
 @dataclass(frozen=True, eq=False)
 class ForwardPlan:
-    """All of a forward launch but its addresses, worked out once for a problem and its layouts."""
+    """All of a forward's launches but their addresses, worked out once for a problem and its layouts."""
 
+    config: ForwardKernel
     kernel: Kernel
+    merge: Kernel | None
     grid: int
-    threads: int
     q: TensorMap
     k: TensorMap
     v: TensorMap
     out: TensorMap
+    splits: int
+    list_sizes: tuple[int, ...]
     fields: tuple[float, ...]
 
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(
-        options: Options, dtype: torch.dtype, device: int, q: Layout, k: Layout, v: Layout, out: Layout
-    ) -> ForwardPlan:
-        """The plan for tensors of these layouts."""
+        options: Options, dtype: torch.dtype, device: int, q: Layout, k: Layout, v: Layout, out: Layout,
+        lists: tuple[int, ...] | None,
+    ) -> ForwardPlan:  # fmt: skip
+        """The plan for tensors of these layouts; lists is the shape of their indices."""
         (batch, seqlen_q, heads, head_dim), (_, seqlen_k, kv_heads, head_dim_v) = q[0], v[0]
         band = Band.of(options.left, options.right, options.bottom_right, seqlen_q, seqlen_k)
         shape = Shape(
             DTYPES[dtype], batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v,
-            band.left is not None, band.right is not None, options.dropout_p > 0,
+            band.left is not None, band.right is not None, options.dropout_p > 0, options.mask_block,
         )  # fmt: skip
-        kernel = forward_kernel(shape)
-        tiles, planes = ceil_div(seqlen_q, kernel.rows), batch * heads
-        blocks = min(multiprocessors(device), tiles * planes)
+        sms = multiprocessors(device)
+        config = forward_kernel(shape, sms)
+        queries, splits = queries_of(config, shape), splits_of(config, shape, band, sms)
+        tiles = ceil_div(seqlen_q, queries)
+        planes = splits * batch * (kv_heads if config.decode else heads)
+        blocks = min(sms, tiles * planes)
+        members = shape.group if config.decode else 1
+        rows = queries // config.consumers
         fields = (
             seqlen_q, seqlen_k, band.shift, band.left or 0, band.right or 0,
             tiles, planes, planes_per_wave(shape), tiles * planes, blocks,
-            kv_heads, heads // kv_heads, options.scale * LOG2E, dropout_threshold(options.dropout_p),
+            kv_heads, shape.group, batch, splits, queries, options.scale * LOG2E,
+            dropout_threshold(options.dropout_p),
         )  # fmt: skip
         return ForwardPlan(
-            load(kernel.source, kernel.NAME, device),
+            config,
+            load(config.source, config.NAME, device),
+            load(config.source, config.MERGE, device, shared=0) if splits > 1 else None,
             blocks,
-            kernel.threads,
-            grouped_map(q, dtype, kv_heads),
-            head_map(k, dtype, kernel.keys),
-            head_map(v, dtype, kernel.keys),
-            grouped_map(out, dtype, kv_heads),
+            grouped_map(q, dtype, kv_heads, rows, members),
+            head_map(k, dtype, config.keys),
+            head_map(v, dtype, config.keys),
+            grouped_map(out, dtype, kv_heads, rows, members),
+            splits,
+            NO_LISTS if lists is None else list_sizes(lists, options.mask_block),
             fields,
         )
 
-    def launch(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng: Tensor | None) -> None:
+    def launch(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng: Tensor | None, lists: list[Tensor],
+    ) -> None:  # fmt: skip
         """Run on the current stream of the tensors' device."""
         device = q.get_device()
+        written, parts = lse, None
+        if self.merge:
+            written = lse.new_empty((self.splits, *lse.shape))
+            parts = lse.new_empty((self.splits, *lse.shape, self.config.dim_v))
         with on_device(device):
             stream = stream_of(device)
             params = b"".join((
                 self.q.at(q.data_ptr()), self.k.at(k.data_ptr()), self.v.at(v.data_ptr()), self.out.at(out.data_ptr()),
                 FORWARD_FIELDS.pack(
-                    lse.data_ptr(), 0 if rng is None else rng.data_ptr(), ticket(device, stream),
-                    *self.fields,
+                    written.data_ptr(), 0 if parts is None else parts.data_ptr(),
+                    0 if rng is None else rng.data_ptr(), ticket(device, stream),
+                    *([x.data_ptr() for x in lists] or (0,) * 4), *self.list_sizes, *self.fields,
                 ),
             ))  # fmt: skip
-            self.kernel.launch(self.grid, self.threads, params, stream)
+            self.kernel.launch(self.grid, self.config.threads, params, stream)
+            if self.merge and parts is not None:
+                threads = self.config.MERGE_THREADS
+                merge_params = MERGE_FIELDS.pack(
+                    parts.data_ptr(), written.data_ptr(), out.data_ptr(), lse.data_ptr(),
+                    self.splits, lse.numel(), lse.shape[1], lse.shape[2], v.shape[3],
+                )  # fmt: skip
+                self.merge.launch(
+                    ceil_div(lse.numel(), threads // 32), threads, merge_params, stream, shared=0
+                )
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], options: Options
 ) -> tuple[Tensor, Tensor]:
     """Out and LSE; see `flash_api.operators.Forward`."""
-    check(q, lists)
+    check(q)
     batch, seqlen_q, heads, _ = q.shape
     _, seqlen_k, _, head_dim_v = v.shape
     out = q.new_empty((batch, seqlen_q, heads, head_dim_v))
@@ -99,7 +134,8 @@ def forward(
         return out.zero_(), lse.fill_(-math.inf)
     (q, q_layout), (k, k_layout), (v, v_layout) = readable(q), readable(k), readable(v)
     plan = ForwardPlan.of(
-        options, q.dtype, q.get_device(), q_layout, k_layout, v_layout, (out.shape, out.stride())
-    )
-    plan.launch(q, k, v, out, lse, rng)
+        options, q.dtype, q.get_device(), q_layout, k_layout, v_layout, (out.shape, out.stride()),
+        lists[1].shape if lists else None,
+    )  # fmt: skip
+    plan.launch(q, k, v, out, lse, rng, [x.contiguous() for x in lists])
     return out, lse

@@ -13,10 +13,10 @@ from attnbench.harness.contract import (
     Unsupported,
     missing_module,
 )
-from attnbench.harness.masks import ALIGNMENTS
+from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import Problem
 from attnbench.impls.flash_api.plugin import FlashPlugin
-from attnbench.impls.flash_cuda.configs import MAX_BACKWARD_HEAD_DIM
+from attnbench.impls.flash_cuda.configs import LIST_KEYS, LIST_QUERIES, MAX_BACKWARD_HEAD_DIM
 
 
 class FlashCuda(FlashPlugin):
@@ -28,7 +28,7 @@ class FlashCuda(FlashPlugin):
     capabilities = Capabilities(
         compute_capability=((9, 0), (9, 0)),
         dtypes=("fp16", "bf16"),
-        masks=("full", "causal", "window"),
+        masks=KINDS,
         alignments=ALIGNMENTS,
         head_dim_multiple=8,
         max_head_dim=256,
@@ -42,11 +42,18 @@ class FlashCuda(FlashPlugin):
 
     def unsupported_reasons(self, problem: Problem, device: Device) -> list[str]:
         found = super().unsupported_reasons(problem, device)
+        blocks = problem.mask.blocks
+        if blocks and (blocks.block_q % LIST_QUERIES or blocks.block_k % LIST_KEYS):
+            found.append(
+                f"mask blocks {blocks.block_q}x{blocks.block_k} are not multiples of {LIST_QUERIES}x{LIST_KEYS}"
+            )
         if problem.direction != "fwd":
             if max(problem.head_dim, problem.head_dim_v) > MAX_BACKWARD_HEAD_DIM:
                 found.append(f"the backward takes head dims up to {MAX_BACKWARD_HEAD_DIM}")
             if problem.dropout_p > 0:
                 found.append("the backward has no dropout")
+            if blocks:
+                found.append("the backward walks no lists of blocks")
         return found
 
     def builds(self) -> Mapping[str, Build]:

@@ -24,13 +24,11 @@ def check_device(device: torch.device) -> None:
         raise ValueError(f"q: on a device of compute capability {capability[0]}.{capability[1]}, {allowed}")
 
 
-def check(q: Tensor, lists: list[Tensor]) -> None:
+def check(q: Tensor) -> None:
     """Raise TypeError or ValueError for what these kernels do not compute."""
     if q.dtype not in DTYPES:
         raise TypeError(f"q: got {q.dtype}, allowed are float16 and bfloat16")
     check_device(q.device)
-    if lists:
-        raise ValueError("block_mask: got one, allowed is None (flash_cuda has no block-sparse kernel yet)")
 
 
 def on_device(device: int) -> AbstractContextManager[object]:

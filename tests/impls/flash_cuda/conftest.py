@@ -1,27 +1,77 @@
-"""The arithmetic of `csrc` without a GPU: NVRTC evaluates it as constant expressions, and its PTX lists the values."""
+"""`csrc` without a GPU: its arithmetic by NVRTC, which lists the values in PTX, and the rest of it emulated on a CPU."""
 
+import importlib.util
+import os
 import re
+import shutil
 import struct
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from attnbench.impls.flash_cuda.build import OPTIONS, compile_source
 
-Evaluate = Callable[[str, Sequence[str]], list[int]]
+Evaluate = Callable[..., list[int]]
+
+
+def compiler() -> str | None:
+    """The C++ compiler here, None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def compiler_required() -> bool:
+    """Set where a missing compiler is a defect of the set-up, as in continuous integration, and not of the machine."""
+    return bool(os.environ.get("ATTNBENCH_COMPILER"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests marked ``emulated`` where nothing compiles for the host; where that is required, they fail.
+
+    With a GPU its own tests pose these problems, and the tensors are made there.
+    """
+    needing = [item for item in items if item.get_closest_marker("emulated")]
+    if not needing:
+        return
+    import torch
+
+    if torch.cuda.is_available() or not (compiler() or compiler_required()):
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not compiler() and not compiler_required():
+        terminalreporter.write_line("deselected: tests of the CUDA kernels emulated on the CPU (no g++ here)")
+
+
+@pytest.fixture(scope="session")
+def emulate() -> ModuleType:
+    """The emulator's front, `emulator/emulate.py`."""
+    path = Path(__file__).parent / "emulator" / "emulate.py"
+    spec = importlib.util.spec_from_file_location("flash_cuda_emulate", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
 def evaluate() -> Evaluate:
-    """Called with (header, expressions): their values as signed 32-bit integers."""
+    """Called with (header, expressions, declarations before them): their values as signed 32-bit integers."""
 
-    def values(header: str, expressions: Sequence[str]) -> list[int]:
+    def values(header: str, expressions: Sequence[str], declared: str = "") -> list[int]:
         end = 1  # PTX leaves zeros at the end out
         listed = ",\n".join(f"static_cast<i32>({expression})" for expression in (*expressions, end))
         source = (
             f'#include "{header}"\n'
             "namespace attn {}\n"
             "using namespace attn;\n"
+            f"{declared}\n"
             f'extern "C" __device__ i32 values[] = {{\n{listed}}};\n'
         )
         ptx, _ = compile_source(source, [o for o in OPTIONS if "ptxas" not in o], kind="PTX")

@@ -9,7 +9,7 @@ from attnbench.impls.flash_cuda import ahead, build
 from attnbench.impls.flash_cuda.configs import ForwardKernel, Shape, backward_kernel, forward_kernel
 from attnbench.impls.flash_cuda.plugin import FlashCuda
 
-PLAIN = forward_kernel(Shape("BF16", 1, 2, 2, 4096, 4096, 128, 128, False, False))
+PLAIN = forward_kernel(Shape("BF16", 1, 2, 2, 4096, 4096, 128, 128, False, False), 1)
 
 
 @pytest.fixture(autouse=True)

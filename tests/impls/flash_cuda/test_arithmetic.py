@@ -9,7 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnbench.impls import flash_api
-from attnbench.impls.flash_cuda.arguments import BACKWARD_FIELDS, FINISH_FIELDS, FORWARD_FIELDS, ROW_FIELDS
+from attnbench.impls.flash_cuda.arguments import (
+    BACKWARD_FIELDS,
+    FINISH_FIELDS,
+    FORWARD_FIELDS,
+    MERGE_FIELDS,
+    ROW_FIELDS,
+)
 
 # An example is a batch, since one evaluation is one compilation.
 few_batches = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,6 +106,45 @@ def test_every_tile_is_worked_on_once_and_the_last_ones_first(evaluate, tiles, p
     assert waves == sorted(waves)
 
 
+def test_shares_of_a_range_are_disjoint_and_nearly_equal(evaluate):
+    cases = [(3, 3 + size, shares) for size in (0, 1, 5, 16, 17) for shares in (1, 2, 5, 16)]
+    asked = [f"share_of(Range{{{b}, {e}}}, {i}, {n})" for b, e, n in cases for i in range(n)]
+    answers = iter(evaluate("attn/schedule.cuh", [f"{a}.{part}" for a in asked for part in ("begin", "end")]))
+    for begin, end, shares in cases:
+        parts = [range(next(answers), next(answers)) for _ in range(shares)]
+        assert [i for part in parts for i in part] == list(range(begin, end))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("banded", [False, True])
+@pytest.mark.parametrize(("partial", "full"), [([1, 3], [0, 2]), ([0, 1, 2, 3], []), ([], [1, 3]), ([], [])])
+def test_steps_cover_the_listed_blocks_and_know_which_need_a_mask(evaluate, partial, full, banded):
+    """Blocks of 128 in steps of 32, the last of 4 blocks cut after 40 positions."""
+    length, size, step = 3 * 128 + 40, 128, 32
+    arrays = "".join(
+        f"constexpr i32 {name}[] = {{{', '.join(map(str, values or [0]))}}};"
+        for name, values in (
+            ("np", [7, len(partial)]), ("p", [9] * 4 + partial), ("nf", [7, len(full)]), ("f", [9] * 4 + full),
+        )
+    )  # fmt: skip
+    lists = f"BlockLists{{np, p, nf, f, 0, 0, 4, 64, {size}}}"
+    steps = f"steps_of<{step}, {str(banded).lower()}>({lists}, 1, {length})"
+    whole, first_partial, everything = evaluate(
+        "attn/block_lists.cuh", [f"{steps}.{part}" for part in ("whole", "full", "all")], arrays
+    )
+    assert (first_partial, everything) == (4 * len(full), 4 * len(full + partial))
+    found = evaluate(
+        "attn/block_lists.cuh",
+        [f"position_of<{step}>({lists}, 1, {steps}, {i})" for i in range(everything)],
+        arrays,
+    )
+    assert found == [128 * block + 32 * i for block in full + partial for i in range(4)]
+    needs = [at + step > length or (banded and i >= first_partial) for i, at in enumerate(found)]
+    assert not any(needs[:whole])
+    if banded or 3 not in full:
+        assert all(needs[whole:]), "a mask where none is needed costs time"
+
+
 def test_philox_is_the_contract(evaluate):
     draw = random.Random(0)
     counters = [[draw.getrandbits(32) for _ in range(4)] for _ in range(10)] + [[0] * 4, [0xFFFFFFFF] * 4]
@@ -157,6 +202,7 @@ def test_chunks_of_a_panel_are_permuted_within_rows_and_spread_over_banks(evalua
     ("header", "struct", "maps", "fields"),
     [
         ("forward/plan.cuh", "forward::Params", 4, FORWARD_FIELDS),
+        ("forward/merge.cuh", "forward::MergeParams", 0, MERGE_FIELDS),
         ("backward/plan.cuh", "backward::Params", 6, BACKWARD_FIELDS),
         ("backward/rows.cuh", "backward::RowParams", 0, ROW_FIELDS),
         ("backward/rows.cuh", "backward::FinishParams", 1, FINISH_FIELDS),

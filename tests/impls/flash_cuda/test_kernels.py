@@ -8,20 +8,32 @@ from attnbench.impls.flash_cuda import ahead, build
 from attnbench.impls.flash_cuda.configs import ForwardKernel, Shape, backward_kernel, forward_kernel
 
 
-def shape(head_dim, head_dim_v=None, dtype="BF16", left=False, right=False, dropout=False, seqlen=4096):
-    return Shape(dtype, 1, 2, 2, seqlen, seqlen, head_dim, head_dim_v or head_dim, left, right, dropout)
+def shape(
+    head_dim, head_dim_v=None, dtype="BF16", left=False, right=False, dropout=False, seqlen=4096, mask=(0, 0)
+):
+    return Shape(dtype, 1, 2, 2, seqlen, seqlen, head_dim, head_dim_v or head_dim, left, right, dropout, mask)
+
+
+def forward(*words, **more):
+    return forward_kernel(shape(*words, **more), multiprocessors=1)
 
 
 COVERING = [
-    forward_kernel(shape(64)),
-    forward_kernel(shape(64, seqlen=512, right=True)),
-    forward_kernel(shape(64, left=True, right=True)),
-    forward_kernel(shape(64, right=True, dropout=True)),
-    forward_kernel(shape(128, right=True)),
-    forward_kernel(shape(128, dtype="FP16", dropout=True)),
-    forward_kernel(shape(192, 128, right=True)),
-    forward_kernel(shape(128, 256, left=True)),
-    forward_kernel(shape(256, right=True)),
+    forward(64),
+    forward(64, seqlen=512, right=True),
+    forward(64, left=True, right=True),
+    forward(64, right=True, dropout=True),
+    forward(128, right=True),
+    forward(128, dtype="FP16", dropout=True),
+    forward(192, 128, right=True),
+    forward(128, 256, left=True),
+    forward(256, right=True),
+    forward(64, right=True, mask=(128, 128)),
+    forward(128, left=True, right=True, mask=(128, 128)),
+    forward(256, mask=(128, 128)),
+    forward(64, seqlen=1, right=True),
+    forward(128, dtype="FP16", seqlen=1),
+    forward(256, left=True, right=True, seqlen=1),
     backward_kernel(shape(64, right=True)),
     backward_kernel(shape(128)),
     backward_kernel(shape(128, dtype="FP16", left=True, right=True)),
@@ -49,12 +61,20 @@ def test_a_loss_would_be_seen():
 
 def test_more_shared_memory_than_there_is_does_not_compile():
     with pytest.raises(build.CompileError, match="more shared memory than Hopper has"):
-        build.build(replace(forward_kernel(shape(128)), slots=4).source)
+        build.build(replace(forward(128), slots=4).source)
 
 
 def test_a_backward_that_would_ignore_dropout_does_not_compile():
     with pytest.raises(build.CompileError, match="the backward has no dropout"):
         build.build(backward_kernel(shape(64, dropout=True)).source)
+
+
+@pytest.mark.parametrize("blocks", [(64, 32), (192, 96)], ids=str)
+def test_lists_of_other_blocks_compile_too(blocks):
+    kernel = forward(64, right=True, dropout=True, mask=blocks)
+    assert blocks[0] % kernel.rows == 0
+    assert blocks[1] % kernel.keys == 0
+    assert build.build(kernel.source).resources.problems == []
 
 
 def test_the_covering_set_is_of_offered_kernels():

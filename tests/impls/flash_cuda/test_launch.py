@@ -9,10 +9,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attnbench.impls.flash_api import Options
+from attnbench.impls.flash_api import BlockMask, Options
 from attnbench.impls.flash_cuda import backward as backward_module
 from attnbench.impls.flash_cuda import forward as forward_module
-from attnbench.impls.flash_cuda.arguments import BACKWARD_FIELDS, FORWARD_FIELDS, ROW_FIELDS, addressable
+from attnbench.impls.flash_cuda.arguments import (
+    BACKWARD_FIELDS,
+    FORWARD_FIELDS,
+    MERGE_FIELDS,
+    ROW_FIELDS,
+    addressable,
+)
 from attnbench.impls.flash_cuda.backward import BackwardPlan, backward
 from attnbench.impls.flash_cuda.driver import TensorMap
 from attnbench.impls.flash_cuda.forward import ForwardPlan, forward
@@ -55,7 +61,7 @@ def recorder(monkeypatch):
         return found.encode(known, address)
 
     for module in (forward_module, backward_module):
-        monkeypatch.setattr(module, "check", lambda q, lists: None)
+        monkeypatch.setattr(module, "check", lambda q: None)
         monkeypatch.setattr(module, "load", found.load)
         monkeypatch.setattr(module, "multiprocessors", lambda device: BLOCKS)
         monkeypatch.setattr(module, "on_device", lambda device: torch.no_grad())
@@ -69,8 +75,8 @@ def recorder(monkeypatch):
     BackwardPlan.of.cache_clear()
 
 
-def options(left=None, right=None, bottom_right=True, scale=0.5, dropout_p=0.0):
-    return Options(left, right, bottom_right, scale, dropout_p, (0, 0), False)
+def options(left=None, right=None, bottom_right=True, scale=0.5, dropout_p=0.0, mask_block=(0, 0)):
+    return Options(left, right, bottom_right, scale, dropout_p, mask_block, False)
 
 
 def tensors(batch, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v):
@@ -97,19 +103,24 @@ def test_the_forward_is_told_the_problem(recorder, sizes, left, right, bottom_ri
     assert name == "attention_forward"
     assert len(params) == 4 * MAP_BYTES + FORWARD_FIELDS.size
     fields = FORWARD_FIELDS.unpack(params[4 * MAP_BYTES :])
-    rows = 64 * (threads // 128 - 1)
-    tiles = -(-seqlen_q // rows)
+    few = seqlen_q <= 64  # then heads of a group share tiles of 64 rows
+    group = heads // kv_heads
+    queries = 64 // group if few else 64 * (threads // 128 - 1)
+    tiles, planes = -(-seqlen_q // queries), batch * (kv_heads if few else heads)
     far = seqlen_q + seqlen_k
-    assert fields[:3] == (lse.data_ptr(), 0, TICKET)
-    assert fields[3:8] == (
+    assert fields[:4] == (lse.data_ptr(), 0, 0, TICKET)
+    assert fields[4:13] == (0,) * 9
+    assert fields[13:18] == (
         seqlen_q, seqlen_k, seqlen_k - seqlen_q if bottom_right else 0, min(left or 0, far), min(right or 0, far),
     )  # fmt: skip
-    assert fields[8:10] == (tiles, batch * heads)
-    assert 1 <= fields[10] <= batch * heads
-    assert fields[11:13] == (tiles * batch * heads, min(BLOCKS, tiles * batch * heads))
-    assert grid == fields[12]
-    assert fields[13:15] == (kv_heads, heads // kv_heads)
-    assert fields[15] == pytest.approx(0.5 * math.log2(math.e))
+    assert fields[18:20] == (tiles, planes)
+    assert 1 <= fields[20] <= batch * heads
+    assert fields[21:23] == (tiles * planes, min(BLOCKS, tiles * planes))
+    assert grid == fields[22]
+    assert fields[23:28] == (kv_heads, group, batch, 1, queries)
+    assert fields[28] == pytest.approx(0.5 * math.log2(math.e))
+    boxes = [found.box for found, _ in recorder.maps_of(params, 4)]
+    assert boxes[0] == boxes[3] == ((64, group, queries, 1, 1) if few else (64, 1, 64, 1, 1))
     for (found, address), x in zip(recorder.maps_of(params, 4), (q, k, v, out), strict=True):
         assert address == x.data_ptr()
         assert address_of(found, x, kv_heads) == x.data_ptr() + 2 * x[-1, -1, -1, -1:].storage_offset()
@@ -127,6 +138,46 @@ def address_of(found, x, kv_heads):
     assert all(stride % 16 == 0 for stride in found.strides)
     steps = zip(last[1:], found.strides, strict=True)
     return x.data_ptr() + last[0] * 2 + sum(index * stride for index, stride in steps)
+
+
+def test_few_queries_split_the_keys_over_the_device(recorder):
+    q, k, v = tensors(2, 3, 8192, 12, 2, 64, 72)
+    out, lse = forward(q, k, v, None, [], options(right=0))
+    (name, grid, threads, params), (merge, merge_grid, merge_threads, merge_params) = recorder.launches
+    assert (name, merge) == ("attention_forward", "attention_forward_merge")
+    fields = FORWARD_FIELDS.unpack(params[4 * MAP_BYTES :])
+    splits = 16  # of 64 steps of 128 keys, 4 each; 33 would give every multiprocessor one
+    assert fields[18:20] == (1, splits * 2 * 2)
+    assert grid == splits * 2 * 2 <= BLOCKS
+    assert threads == 256
+    assert fields[23:28] == (2, 6, 2, splits, 64 // 6)
+    told = MERGE_FIELDS.unpack(merge_params)
+    assert told[:4] == (fields[1], fields[0], out.data_ptr(), lse.data_ptr())
+    assert 0 not in told[:2]
+    assert told[4:] == (splits, 2 * 12 * 3, 12, 3, 72)
+    assert merge_grid * merge_threads // 32 == 2 * 12 * 3
+
+
+@pytest.mark.parametrize("lead", [(1, 1), (2, 1), (1, 4), (2, 4)], ids=str)
+def test_block_lists_reach_the_kernel(recorder, lead):
+    q, k, v = tensors(2, 200, 500, 4, 2, 64, 64)
+    lists = BlockMask.from_dense(torch.rand(*lead, 4, 4) < 0.5, (64, 128)).by_query.tensors()
+    forward(q, k, v, None, lists, options(mask_block=(64, 128)))
+    _, grid, threads, params = recorder.launches[-1]
+    fields = FORWARD_FIELDS.unpack(params[4 * MAP_BYTES :])
+    assert fields[4:8] == tuple(x.data_ptr() for x in lists)
+    assert fields[8:13] == (lead[1] * 4 if lead[0] > 1 else 0, 4 if lead[1] > 1 else 0, 4, 64, 128)
+    assert threads == 256, "a tile of 128 rows would meet two rows of blocks"
+    assert grid == 4 * 2 * 4
+
+
+@pytest.mark.parametrize("block", [(32, 128), (96, 64), (128, 48)], ids=str)
+def test_blocks_that_no_tile_divides_are_refused(recorder, block):
+    q, k, v = tensors(1, 300, 300, 2, 2, 64, 64)
+    lists = [torch.zeros(1, 1, -(-300 // block[0]), *width) for width in ([], [-(-300 // block[1])])] * 2
+    with pytest.raises(ValueError, match=f"block_mask: blocks of {block[0]} x {block[1]}, allowed"):
+        forward(q, k, v, None, lists, options(mask_block=block))
+    assert recorder.launches == []
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

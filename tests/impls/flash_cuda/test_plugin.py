@@ -26,6 +26,7 @@ def reasons(device=HOPPER, **changes):
         {"head_dim": 192, "head_dim_v": 128},
         {"mask": Mask.parse("window(9,4)@top_left")},
         {"dropout_p": 0.1},
+        {"mask": Mask.parse("causal&blocks(random,64x32)")},
         {"dtype": "fp16"},
     ],
 )
@@ -40,7 +41,9 @@ def test_what_it_computes(changes):
         ({"head_dim": 20}, "multiple of 8"),
         ({"head_dim": 8}, "head_dim 8 is below 16"),
         ({"head_dim": 264}, "exceeds 256"),
-        ({"mask": Mask.parse("blocks(random,128x128)")}, "mask block_sparse"),
+        ({"mask": Mask.parse("blocks(random,96x128)")}, "mask blocks 96x128 are not multiples of 64x32"),
+        ({"mask": Mask.parse("blocks(random,128x48)")}, "mask blocks 128x48 are not multiples of 64x32"),
+        ({"direction": "bwd", "mask": Mask.parse("blocks(random,128x128)")}, "backward walks no lists"),
         ({"direction": "fwd_bwd", "head_dim": 192}, "backward takes head dims up to 128"),
         ({"direction": "fwd_bwd", "dropout_p": 0.1}, "backward has no dropout"),
         ({"scale": 1e39}, "scale 1e+39 does not lie in 1.18e-38 to 2.36e+38"),

@@ -23,4 +23,9 @@ PLAIN Place place_of(const Work& work, int index) {
     return {work.tiles - 1 - within / planes, wave * work.planes_per_wave + within % planes};
 }
 
+/// The index-th of `shares` nearly equal parts of a range.
+PLAIN Range share_of(Range range, int index, int shares) {
+    return {range.begin + range.size() * index / shares, range.begin + range.size() * (index + 1) / shares};
+}
+
 }  // namespace attn

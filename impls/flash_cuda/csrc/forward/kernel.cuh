@@ -15,17 +15,36 @@
 
 namespace forward {
 
+/// Queries of a warpgroup's rows.
+template <class C>
+DEVICE int queries_of(const Params& params) {
+    return C::DECODE ? params.queries : tile::ROWS;
+}
+
 template <class C>
 DEVICE Assignment assign(const Params& params, int index) {
     const attn::Place place = attn::place_of(params.work, index);
-    const int heads = params.kv_heads * params.group;
-    const int batch = place.plane / heads;
-    const int head = place.plane - batch * heads;
-    const int kv_head = head / params.group;
-    const int row = place.tile * C::ROWS;
-    const int last = attn::min(row + C::ROWS, params.band.rows) - 1;
-    const attn::Range keys = attn::keys_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, row, last);
-    return {place.plane, row, kv_head, head - kv_head * params.group, batch, attn::blocks_touching<C::KEYS>(keys)};
+    const int members = C::DECODE ? 1 : params.group;  // planes of one key head
+    const int kv_plane = place.plane / members;
+    const int entry = kv_plane / params.kv_heads;
+    Assignment work{};
+    work.member = place.plane - kv_plane * members;
+    work.plane = kv_plane * params.group + work.member;
+    work.kv_head = kv_plane - entry * params.kv_heads;
+    work.batch = C::DECODE ? entry % params.batch : entry;
+    work.row = place.tile * C::CONSUMERS * queries_of<C>(params);
+    if constexpr (C::LISTS) {
+        work.list_row =
+            attn::list_row(params.lists, work.batch, work.kv_head * params.group + work.member, work.row);
+        work.steps = attn::steps_of<C::KEYS, C::HAS_LEFT || C::HAS_RIGHT>(params.lists, work.list_row, params.band.keys);
+        work.blocks = {0, work.steps.all};
+    } else {
+        const int last = attn::min(work.row + C::CONSUMERS * queries_of<C>(params), params.band.rows) - 1;
+        work.blocks = attn::blocks_touching<C::KEYS>(
+            attn::keys_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, work.row, last));
+        if constexpr (C::DECODE) work.blocks = attn::share_of(work.blocks, entry / params.batch, params.splits);
+    }
+    return work;
 }
 
 /// One thread: draw tiles, load Q once a tile, and K and V from the right as slots come free.
@@ -34,15 +53,17 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
     using Plan = SharedMemoryPlan<C>;
     tile::Cursor<C::Q_SLOTS> q_at;
     tile::Cursor<C::SLOTS> at;
+    const int rows = C::DECODE ? params.queries * params.group : tile::ROWS;  // of a copy of Q
     for (int index = blockIdx.x;;) {
         const bool more = index < params.work.total;
-        const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
+        Assignment work{-1};
+        if (more) work = assign<C>(params, index);
         const bool any = more && work.blocks.size() > 0;
 
         ptx::wait(plan.q_barriers.empty[q_at.slot], q_at.parity ^ 1);
         plan.assignment[q_at.slot] = work;
         ptx::Barrier& q_full = plan.q_barriers.full[q_at.slot];
-        ptx::arrive_expecting(q_full, any ? C::CONSUMERS * Plan::Query::BYTES : 0);
+        ptx::arrive_expecting(q_full, any ? C::CONSUMERS * Plan::Query::PANELS * rows * tile::ROW_BYTES : 0);
         if (any) {
             for (int c = 0; c < C::CONSUMERS; ++c) {
                 for (int p = 0; p < Plan::Query::PANELS; ++p) {
@@ -56,7 +77,12 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
         // Every block draws until it is refused: `total` draws in all, after which the counter has wrapped to 0.
         index = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
         for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
-            const int key = block * C::KEYS;
+            int key = block * C::KEYS;
+            if constexpr (C::LISTS) {
+                key = attn::position_of<C::KEYS>(params.lists, work.list_row, work.steps, block);
+                ptx::wait(plan.k_barriers.empty[at.slot], at.parity ^ 1);
+                plan.first_key[at.slot] = key;
+            }
             ptx::Barrier& k_full = plan.k_barriers.begin_fill(at, Plan::Key::BYTES);
             for (int p = 0; p < Plan::Key::PANELS; ++p) {
                 ptx::load(plan.k[at.slot].panel(p), params.k, k_full, ptx::Keep::LAST_OUT, p * tile::PANEL, key,
@@ -85,12 +111,15 @@ struct Consumer {
     tile::Cursor<C::SLOTS> k_at, v_at;
 
     Assignment work;
-    int first, row;  // of the warpgroup, and of the thread
+    int first, row;  // of the warpgroup, and of the thread: queries; of DECODE `row` is within the tile
+    int key;         // by LISTS: where the block begins whose scores are computed
     float scores[tile::accumulators(C::KEYS)];
     float out[tile::accumulators(C::DIM_V)];
     u32 weights[tile::packed(C::KEYS)];
     float rescale[tile::HALVES];
     attn::Softmax softmax;
+    Room<attn::DropoutStep<C::KEYS>, C::DROPOUT ? 1 : 0> dropout;
+    int buffer = 0;  // of plan.dropout
 
     __device__ __forceinline__ Consumer(const Params& params_, Plan& plan_, int consumer_)
         : params(params_),
@@ -105,7 +134,7 @@ struct Consumer {
             work = plan.assignment[q_at.slot];
             if (work.plane < 0) break;
             first = work.row + consumer * tile::ROWS;
-            row = first + tile::first_row(thread);
+            row = (C::DECODE ? 0 : first) + tile::first_row(thread);
             softmax.reset();
             attend();
             finish();
@@ -122,22 +151,22 @@ struct Consumer {
             for (float& value : out) value = 0.f;
             return;
         }
-        const attn::Range whole = attn::blocks_within<C::KEYS>(
-            attn::keys_of_all<C::HAS_LEFT, C::HAS_RIGHT>(params.band, first, first + tile::ROWS - 1));
+        const attn::Range whole = blocks_without_mask();
         int block = work.blocks.end - 1;
         issue_scores();
+        draw(block);
         take_scores<0>();
         if (block < whole.begin || block >= whole.end) mask(block);
         softmax.template update<true>(scores, rescale, params.scale_log2);
-        round_weights(block);
+        round_weights();
 
         bool accumulate = false;  // the first product with V overwrites
         --block;
-        if constexpr (C::HAS_RIGHT) {
+        if constexpr (C::HAS_RIGHT || C::LISTS) {
             for (; block >= attn::max(whole.end, work.blocks.begin); --block) step<true>(block, accumulate);
         }
         for (; block >= attn::max(whole.begin, work.blocks.begin); --block) step<false>(block, accumulate);
-        if constexpr (C::HAS_LEFT) {
+        if constexpr (C::HAS_LEFT && !C::LISTS) {
             for (; block >= work.blocks.begin; --block) step<true>(block, accumulate);
         }
         release_q();
@@ -145,22 +174,33 @@ struct Consumer {
         take_out();
     }
 
+    __device__ __forceinline__ attn::Range blocks_without_mask() {
+        if constexpr (C::LISTS) {
+            return {0, work.steps.whole};
+        } else {
+            return attn::blocks_within<C::KEYS>(attn::keys_of_all<C::HAS_LEFT, C::HAS_RIGHT>(
+                params.band, first, first + queries_of<C>(params) - 1));
+        }
+    }
+
     /// S of this block and O += P V of the one before run while the softmax does.
     template <bool MASKED>
     __device__ __forceinline__ void step(int block, bool& accumulate) {
         issue_scores();
         issue_out(accumulate);
+        draw(block);
         take_scores<1>();
         if constexpr (MASKED) mask(block);
         softmax.template update<MASKED>(scores, rescale, params.scale_log2);
         take_out();
         attn::scale_rows(out, rescale);
-        round_weights(block);
+        round_weights();
         accumulate = true;
     }
 
     __device__ __forceinline__ void issue_scores() {
         plan.k_barriers.wait_full(k_at);
+        if constexpr (C::LISTS) key = ptx::uniform(plan.first_key[k_at.slot]);
         ptx::pin(scores);
         ptx::begin_products();
         tile::multiply_transposed<T, C::KEYS>(scores, plan.q[q_at.slot][consumer], plan.k[k_at.slot]);
@@ -193,29 +233,58 @@ struct Consumer {
         v_at.advance();
     }
 
+    __device__ __forceinline__ int first_key(int block) const { return C::LISTS ? key : block * C::KEYS; }
+
     __device__ __forceinline__ void mask(int block) {
-        const int from = block * C::KEYS + tile::first_column(thread);
+        const int from = first_key(block) + tile::first_column(thread);
         attn::Range limits[tile::HALVES];
 #pragma unroll
         for (int h = 0; h < tile::HALVES; ++h) {
-            const attn::Range seen = attn::visible_keys<C::HAS_LEFT, C::HAS_RIGHT>(params.band, row + 8 * h);
+            attn::Range seen = attn::visible_keys<C::HAS_LEFT, C::HAS_RIGHT>(params.band, query_of(h));
+            if (C::LISTS && block < work.steps.full) seen = {0, params.band.keys};
             limits[h] = {seen.begin - from, seen.end - from};
         }
         attn::mask_scores<C::HAS_LEFT>(scores, limits);
     }
 
+    /// Dropout's random bits, while the scores are computed.
+    __device__ __forceinline__ void draw(int block) {
+        if constexpr (C::DROPOUT) {
+            dropout.items[0].draw({params.rng, params.threshold}, plan.dropout.items[consumer], buffer, thread, row,
+                                  first_key(block) + tile::first_column(thread), work.plane);
+        }
+    }
+
     /// The softmax's weights, still fp32 in `scores`, to the next product's operand.
-    __device__ __forceinline__ void round_weights(int block) {
+    __device__ __forceinline__ void round_weights() {
         tile::to_operand<T>(weights, scores);
         if constexpr (C::DROPOUT) {
-            const attn::Dropout dropout(params.rng, params.threshold);
-            dropout.drop(weights, row, block * C::KEYS + tile::first_column(thread), work.plane);
+            constexpr int WARPS = 2;
+            ptx::sync_threads(FIRST_PAIR_BARRIER + consumer * 2 + thread / (32 * WARPS), 32 * WARPS);
+            dropout.items[0].drop(weights, plan.dropout.items[consumer], buffer, thread, row);
+            buffer ^= 1;
         }
     }
 
     __device__ __forceinline__ void release_q() {
         __syncwarp();  // every lane has read the assignment
         if constexpr (!C::OUT_IN_Q) plan.q_barriers.release(q_at, lane);
+    }
+
+    /// Query of a half's row; of DECODE, whose rows are the group's heads query by query, one past the last for no row.
+    __device__ __forceinline__ int query_of(int h) const {
+        if constexpr (C::DECODE) {
+            const int local = (row + 8 * h) / params.group;
+            return local < params.queries ? first + local : params.band.rows;
+        } else {
+            return row + 8 * h;
+        }
+    }
+
+    /// Row of `lse` and `parts` that a half's row is.
+    __device__ __forceinline__ i64 result_row(int h) const {
+        const int member = C::DECODE ? (row + 8 * h) % params.group : 0;
+        return static_cast<i64>(work.plane + member) * params.band.rows + query_of(h);
     }
 
     /// Divide by the softmax's sum, and write LSE.
@@ -228,15 +297,27 @@ struct Consumer {
         if (thread % 4 == 0) {
 #pragma unroll
             for (int h = 0; h < tile::HALVES; ++h) {
-                const int at = row + 8 * h;
-                if (at < params.band.rows) params.lse[static_cast<i64>(work.plane) * params.band.rows + at] = lse[h];
+                if (query_of(h) < params.band.rows) params.lse[result_row(h)] = lse[h];
             }
         }
         attn::scale_rows(out, inverse);
     }
 
-    /// Stage the output and let the copy engine take it away, clipped at the last row, under the next tile.
     __device__ __forceinline__ void store() {
+        if (C::DECODE && params.splits > 1) {
+            store_part();
+        } else {
+            store_out();
+        }
+        if constexpr (C::OUT_IN_Q) {
+            if (thread == 0) ptx::wait_stores_read<0>();
+            __syncwarp();
+            plan.q_barriers.release(q_at, lane);
+        }
+    }
+
+    /// Stage the output and let the copy engine take it away, clipped at the last row, under the next tile.
+    __device__ __forceinline__ void store_out() {
         const u32 barrier = FIRST_CONSUMER_BARRIER + consumer;
         typename Plan::Out& staged = plan.out(consumer);
         // The last output must have left its place, or, if that is Q's, all of the warpgroup must have read Q.
@@ -251,10 +332,18 @@ struct Consumer {
             }
             ptx::commit_stores();
         }
-        if constexpr (C::OUT_IN_Q) {
-            if (thread == 0) ptx::wait_stores_read<0>();
-            __syncwarp();
-            plan.q_barriers.release(q_at, lane);
+    }
+
+    /// This split's output, for `merge`.
+    __device__ __forceinline__ void store_part() {
+#pragma unroll
+        for (int h = 0; h < tile::HALVES; ++h) {
+            if (query_of(h) >= params.band.rows) continue;
+            float* part = params.parts + result_row(h) * C::DIM_V + tile::first_column(thread);
+#pragma unroll
+            for (int g = 0; g < C::DIM_V / 8; ++g) {
+                *reinterpret_cast<float2*>(part + 8 * g) = make_float2(out[4 * g + 2 * h], out[4 * g + 2 * h + 1]);
+            }
         }
     }
 };
@@ -280,10 +369,10 @@ DEVICE void run(const Params& params) {
     __syncthreads();
 
     if (warpgroup == 0) {
-        ptx::release_registers<C::PRODUCER_REGISTERS>();
+        if constexpr (C::MOVE_REGISTERS) ptx::release_registers<C::PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce<C>(params, plan);
     } else {
-        ptx::claim_registers<C::CONSUMER_REGISTERS>();
+        if constexpr (C::MOVE_REGISTERS) ptx::claim_registers<C::CONSUMER_REGISTERS>();
         Consumer<C>(params, plan, warpgroup - 1).run();
     }
 }

@@ -47,6 +47,27 @@ __device__ __forceinline__ u32 pack<FP16>(float low, float high) {
     return pair;
 }
 
+/// Four bytes of (a, b), one for each nibble of `selector`: 0 to 3 of a, 4 to 7 of b, and 8 more for its sign in all bits.
+DEVICE u32 permute(u32 a, u32 b, u32 selector) {
+    u32 bytes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
+    return bytes;
+}
+
+/// Both words of a product.
+struct Wide {
+    u32 low, high;
+};
+
+/// One instruction for both: in C++ the compiler goes on in 64 bits, and adds zeros to the high word.
+DEVICE Wide wide_product(u32 a, u32 b) {
+    Wide product;
+    asm("{\n\t.reg .b64 both;\n\tmul.wide.u32 both, %2, %3;\n\tmov.b64 {%0, %1}, both;\n\t}"
+        : "=r"(product.low), "=r"(product.high)
+        : "r"(a), "r"(b));
+    return product;
+}
+
 /// The sign of byte `byte` of `low` in all bits of the low half, that of `high` in the high half; `byte` a constant.
 DEVICE u32 spread_signs(u32 low, u32 high, u32 byte) {
     u32 mask;
