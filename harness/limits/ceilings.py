@@ -21,7 +21,7 @@ from attnbench.harness.limits.datasheet import Datasheet
 from attnbench.harness.limits.device_kernels import DeviceKernels
 from attnbench.harness.measure.ceilings import COPY_BYTES, GEMM_SIZE
 from attnbench.harness.measure.clocks import ClockReader, Clocks
-from attnbench.harness.measure.timing import take_turn, warm_up
+from attnbench.harness.measure.timing import Around, take_turn, warm_up
 from attnbench.harness.oracle.inputs import torch_dtype
 
 SAMPLES = 3
@@ -95,7 +95,8 @@ def measure(
         round_number += 1
         tell(f"round {round_number}")
         for ceiling in order.sample(ceilings, len(ceilings)):
-            turn = take_turn([ceiling.call] * SAMPLES, device=device, keep=-1, clocks=reader)
+            around = Around(rewarm=ceiling.call)
+            turn = take_turn([ceiling.call] * SAMPLES, device=device, keep=-1, around=around, clocks=reader)
             figures = [ceiling.figure(ms) for ms in turn.ms]
             found[ceiling.name].add(figures, turn.clocks, time.monotonic() - begin)
     sustained = [_sustained(ceilings[0], device, seconds / 2, sheet, reader)] if device.type == "cuda" else []
@@ -119,7 +120,7 @@ def _sustained(
     begin = time.monotonic()
     while not one.rounds or time.monotonic() - begin < seconds:
         calls = [ceiling.call] * SUSTAINED_CALLS
-        turn = take_turn(calls, device=device, keep=-1, clocks=reader, rewarm=False)
+        turn = take_turn(calls, device=device, keep=-1, clocks=reader)
         one.add([ceiling.figure(ms) for ms in turn.ms], turn.clocks, time.monotonic() - begin)
     return one
 

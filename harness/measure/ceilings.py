@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from attnbench.harness.measure.timing import take_turn
+from attnbench.harness.measure.timing import Around, Call, take_turn
 
 # Large enough to fill the device, small enough for a few milliseconds: 1.1 TFLOP and 2 GiB moved on a GPU.
 GEMM_SIZE = {"cuda": 8192, "cpu": 768}
@@ -33,13 +33,14 @@ class CeilingProbe:
         self._target = torch.empty_like(self._source)
 
     def gemm_tflops(self, samples: int) -> list[float]:
-        turn = take_turn(
-            [lambda: torch.matmul(self._a, self._b, out=self._product)] * samples, device=self.device, keep=-1
-        )
+        ms = self._timed(lambda: torch.matmul(self._a, self._b, out=self._product), samples)
         flops = 2 * self._a.shape[0] ** 3
-        return [flops / ms / 1e9 for ms in turn.ms]
+        return [flops / each / 1e9 for each in ms]
 
     def copy_gbs(self, samples: int) -> list[float]:
         """Bytes read and written over time."""
-        turn = take_turn([lambda: self._target.copy_(self._source)] * samples, device=self.device, keep=-1)
-        return [2 * self._source.nbytes / ms / 1e6 for ms in turn.ms]
+        ms = self._timed(lambda: self._target.copy_(self._source), samples)
+        return [2 * self._source.nbytes / each / 1e6 for each in ms]
+
+    def _timed(self, call: Call, samples: int) -> list[float]:
+        return take_turn([call] * samples, device=self.device, keep=-1, around=Around(rewarm=call)).ms

@@ -4,14 +4,20 @@ On CUDA the stream is held by a spin kernel until every launch of the turn is qu
 launches never enters a device sample; whether the spin outlasted the queueing is verified, and a turn where it did
 not is thrown away and repeated with a longer spin. A call that synchronises or allocates device memory waits on
 the spin itself: it can never be held, and its samples say so. The spin counts clock cycles, so it always ends.
+
+A sample begins and ends on the default stream, whichever a call leaves current. What a call left to another stream,
+to a thread or to a later call is not in its sample: so a look is taken at its result in that very place, right behind
+the end of the sample, and whoever asks for the turn compares that with what stands there afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+# Bound here, before any plugin is loaded that might put another clock in its place.
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -42,7 +48,7 @@ class Turn:
     ms: device time of each call (host time on a CPU). host_us: host time to queue each call; empty on a CPU.
     held: whether every launch was queued before the first sample began. discarded: samples thrown away for that.
     next_hold_ms: twice what queueing took, for the next turn of the same calls; 0 once they proved not to be held.
-    kept: what the call numbered ``keep`` returned.
+    kept: what the call numbered ``keep`` returned; seen: what ``look`` made of it when its sample ended.
     """
 
     ms: list[float]
@@ -52,6 +58,29 @@ class Turn:
     next_hold_ms: float = FIRST_HOLD_MS
     clocks: Clocks = Clocks()
     kept: Any = None
+    seen: Any = None
+
+
+def _not_looked(_: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Around:
+    """What happens around the samples and in none of them.
+
+    rewarm: a call that brings back caches and clocks before the first sample, never the one that is timed next: whoever
+    remembers a last answer would have it ready. flush: run before each call. renew: one for each call, run after it.
+    look: called with the result of the call that is kept, in the stream's order, before anything else comes after it.
+    """
+
+    rewarm: Call | None = None
+    flush: Call | None = None
+    renew: Sequence[Call] = ()
+    look: Callable[[Any], Any] = _not_looked
+
+    def after(self, index: int) -> None:
+        if self.renew:
+            self.renew[index]()
 
 
 def take_turn(
@@ -59,87 +88,91 @@ def take_turn(
     *,
     device: torch.device,
     keep: int,
-    flush: Call | None = None,
+    around: Around = Around(),
     clocks: ClockReader | None = None,
     hold_ms: float = FIRST_HOLD_MS,
-    rewarm: bool = True,
 ) -> Turn:
     """Times ``calls`` one after another.
 
-    keep: index of the call whose result is returned for checking. flush: run before each call, outside the sample.
-    rewarm: first make one untimed call, which brings back caches and clocks. hold_ms: length of the spin; 0 for none.
+    keep: index of the call whose result is returned for checking. hold_ms: length of the spin; 0 for none.
     """
     if device.type != "cuda":
-        return _time_on_host(calls, keep, rewarm)
+        return _time_on_host(calls, keep, around)
     discarded = 0
     for attempt in range(HOLD_ATTEMPTS):
-        turn, queue_ms = _time_held(calls, keep, rewarm, flush, clocks, hold_ms)
+        turn, queue_ms = _time_held(calls, keep, around, clocks, hold_ms, device)
         if turn.held:
             next_hold_ms = min(2 * queue_ms + 0.2, LONGEST_HOLD_MS)
             return dataclasses.replace(turn, discarded=discarded, next_hold_ms=next_hold_ms)
         if hold_ms in (0.0, LONGEST_HOLD_MS) or attempt == HOLD_ATTEMPTS - 1:
             break
         discarded += len(calls)
-        turn = dataclasses.replace(turn, kept=None)  # memory that the next attempt's calls need
+        turn = dataclasses.replace(turn, kept=None, seen=None)  # memory that the next attempt's calls need
         hold_ms = min(max(2 * queue_ms, 4 * hold_ms), LONGEST_HOLD_MS)
     # Not even the longest hold outlasts the queueing: the call waits on the stream itself, and always will.
     next_hold_ms = 0.0 if hold_ms in (0.0, LONGEST_HOLD_MS) else LONGEST_HOLD_MS
     return dataclasses.replace(turn, discarded=discarded, next_hold_ms=next_hold_ms)
 
 
-def _time_on_host(calls: Sequence[Call], keep: int, rewarm: bool) -> Turn:
-    if rewarm:
-        calls[0]()
-    samples, kept = [], None
+def _time_on_host(calls: Sequence[Call], keep: int, around: Around) -> Turn:
+    if around.rewarm:
+        around.rewarm()
+    samples, kept, seen = [], None, None
     for index, call in enumerate(calls):
-        begin = time.perf_counter()
+        begin = perf_counter()
         result = call()
-        samples.append((time.perf_counter() - begin) * 1e3)
+        samples.append((perf_counter() - begin) * 1e3)
         if index == keep:
-            kept = result
-    return Turn(samples, kept=kept)
+            kept, seen = result, around.look(result)
+        around.after(index)
+    return Turn(samples, kept=kept, seen=seen)
 
 
 def _time_held(
     calls: Sequence[Call],
     keep: int,
-    rewarm: bool,
-    flush: Call | None,
+    around: Around,
     clocks: ClockReader | None,
     hold_ms: float,
+    device: torch.device,
 ) -> tuple[Turn, float]:
     """One attempt; also returns how long the host took to queue everything, in ms."""
     starts = [torch.cuda.Event(enable_timing=True) for _ in calls]
     ends = [torch.cuda.Event(enable_timing=True) for _ in calls]
     released = torch.cuda.Event()
     host_us: list[float] = []
-    kept = None
+    kept = seen = None
     torch.cuda.synchronize()
-    queued_from = time.perf_counter()
+    stream = torch.cuda.default_stream(device)
+    torch.cuda.set_stream(stream)
+    queued_from = perf_counter()
     torch.cuda._sleep(  # noqa: SLF001 - torch's own spin kernel, used by its tests; bounded by cycles
         int(hold_ms * CYCLES_PER_MS)
     )
-    released.record()
-    if rewarm:
-        calls[0]()
+    released.record(stream)
+    if around.rewarm:
+        around.rewarm()
+        torch.cuda.set_stream(stream)
     for index, call in enumerate(calls):
-        if flush is not None:
-            flush()
-        starts[index].record()
-        begin = time.perf_counter()
+        if around.flush:
+            around.flush()
+        starts[index].record(stream)
+        begin = perf_counter()
         result = call()
-        host_us.append((time.perf_counter() - begin) * 1e6)
-        ends[index].record()
+        host_us.append((perf_counter() - begin) * 1e6)
+        ends[index].record(stream)
+        torch.cuda.set_stream(stream)
         if index == keep:
-            kept = result
+            kept, seen = result, around.look(result)
         del result
+        around.after(index)
     held = not released.query()
-    queue_ms = (time.perf_counter() - queued_from) * 1e3
+    queue_ms = (perf_counter() - queued_from) * 1e3
     # The kernels run now or in a moment: this is when the clock they see can be read.
     reading = clocks.read_during(ends[-1].query) if clocks else Clocks()
     torch.cuda.synchronize()
     samples = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
-    return Turn(samples, host_us, held, clocks=reading, kept=kept), queue_ms
+    return Turn(samples, host_us, held, clocks=reading, kept=kept, seen=seen), queue_ms
 
 
 class CacheFlush:
@@ -163,11 +196,11 @@ def warm_up(
     """
     times: list[float] = []
     while not times or sum(times) < budget_ms:
-        begin = time.perf_counter()
+        begin = perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append((time.perf_counter() - begin) * 1e3)
+        times.append((perf_counter() - begin) * 1e3)
         last = times[-3:]
         if len(last) == 3 and max(last) - min(last) <= settle * min(last):
             break

@@ -83,15 +83,15 @@ def _timed_calls_checked(row: Timed) -> tuple[State, str]:
 
 
 def _fresh_inputs(row: Timed) -> tuple[State, str]:
-    """The timed calls rotated through at least two sets of inputs: none had those of the timed call before it."""
-    if row.timing.inputs is None:
+    """No timed call had inputs that a call before it had; in older records, none had those of the call just before."""
+    sets = row.timing.inputs
+    if row.timing.renewed:
+        return "held", f"{sets} set{'s' * (sets != 1)} of inputs, changed after every call: none came twice"
+    if sets is None:
         return "unknown", "the record does not say on how many sets of inputs it was timed"
-    if row.timing.inputs < 2:
+    if sets < 2:
         return "broken", "all timed calls had the same inputs (one set filled the memory)"
-    return (
-        "held",
-        f"timed calls rotated through {row.timing.inputs} sets: none had those of the timed call before it",
-    )
+    return "held", f"timed calls rotated through {sets} sets: none had those of the timed call before it"
 
 
 def _possible(row: Timed) -> tuple[State, str]:

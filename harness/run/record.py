@@ -85,7 +85,8 @@ class Timing:
     clocks: per round, as read while the samples ran: SM MHz, watts, degrees C, throttle reason bits; None unread.
     unheld: samples thrown away because the stream could not be held until all launches were queued.
     checked: timed calls whose own outputs were compared with the oracle after the round.
-    inputs: sets of inputs that the timed calls rotated through; None in records that do not say.
+    inputs: sets of inputs that the timed calls rotated through; renewed: whether each set was changed after every call,
+    so that no two calls had the same inputs; None in records that do not say.
     """
 
     rounds: list[list[float]]
@@ -99,6 +100,7 @@ class Timing:
     unheld: int = 0
     checked: int = 0
     inputs: int | None = None
+    renewed: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.rounds or not all(turn and all(0 < ms < math.inf for ms in turn) for turn in self.rounds):

@@ -1,7 +1,7 @@
 """Slots: the sets of fresh inputs that a group's timed calls rotate through.
 
 Slot 0 is the one judged in full; every slot's timed outputs are checked on probe rows. Each slot has a seed of its
-own, so that a call that answers from a memory of the last one is caught.
+own, so that the call before a sample never had its inputs, and these change after every call (``symmetry``).
 """
 
 from __future__ import annotations

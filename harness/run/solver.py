@@ -20,8 +20,10 @@ from attnbench.harness.measure.energy import energy_of
 from attnbench.harness.measure.memory import MIB, Peak, held_mib, peak_of, reserve
 from attnbench.harness.measure.timing import (
     LONGEST_HOLD_MS,
+    Around,
     CacheFlush,
     Call,
+    Turn,
     capture,
     first_hold_ms,
     take_turn,
@@ -38,11 +40,25 @@ from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Judgement, Status, to_plain
 from attnbench.harness.run.slots import is_long, slot_seed
 from attnbench.harness.run.source import source_hash
+from attnbench.harness.run.symmetry import Renewed, Symmetry
 from attnbench.harness.run.worker import Refusal
 
 # A longer call has brought back caches and clocks long before it is done.
 LONGEST_REWARMED_MS = 5.0
 PREPARE_SLOT = 99  # inputs of the first call, thrown away: never those that are judged or timed
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The call of one slot, and its inputs, which are other ones after each call."""
+
+    call: Call
+    renewed: Renewed
+
+    def once(self) -> None:
+        """One call that is no sample."""
+        self.call()
+        self.renewed.renew()
 
 
 @dataclass
@@ -52,8 +68,16 @@ class Subject:
     """
 
     problem: Problem
-    calls: dict[int, Call] = field(default_factory=dict)
+    timed: dict[int, Timed] = field(default_factory=dict)
     states: dict[int, GeneratorState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A timed call's results as they stood when its sample ended, and how its inputs differed from the drawn ones."""
+
+    results: tuple[torch.Tensor, ...]
+    symmetry: Symmetry
 
 
 @dataclass(frozen=True)
@@ -190,27 +214,13 @@ class Solver:
     ) -> Message:
         """Samples for one round, and the judgement of one of the timed calls' own outputs, chosen at random."""
         posed = self._problem(problem)
-        graph = "graph" in mode
-        warmup_calls = self._warm_up(posed, len(probes), graph=graph)
-        pace = self._paces[problem]
-        count = max(1, min(samples, int(turn_ms / max(pace.call_ms, 1e-3))))
-        slots = [(self._calls_made + i) % len(probes) for i in range(count)]
-        calls = [self._timed_call(slot, graph=graph) for slot in slots]
-        self._calls_made += count
-        keep = self._random.randrange(count)
-        calls[keep] = self._with_state(posed, slots[keep], calls[keep])
-        turn = take_turn(
-            calls,
-            device=self._device,
-            keep=keep,
-            flush=None if "hot" in mode else self._flush,
-            clocks=self._clocks,
-            hold_ms=pace.hold_ms,
-            rewarm=pace.call_ms <= LONGEST_REWARMED_MS,
-        )
-        self._paces[problem] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
-        probe = self._probe(posed, probes[slots[keep]], slots[keep])
-        judgement = _judged(probe, _named(posed, turn.kept)) if probe else None
+        warmup_calls = self._warm_up(posed, len(probes), graph="graph" in mode)
+        turn, slot = self._take_turn(posed, len(probes), samples, turn_ms, mode)
+        seen: Seen = turn.seen
+        if "graph" not in mode:  # a replay writes over the results of the one before it
+            _refuse_unfinished(turn.kept, seen.results)
+        probe = self._probe(posed, probes[slot], slot, seen.symmetry)
+        judgement = _judged(probe, _named(posed, seen.results)) if probe else None
         reply = {
             "ms": turn.ms,
             "host_us": sorted(turn.host_us)[len(turn.host_us) // 2] if turn.host_us else None,
@@ -219,18 +229,51 @@ class Solver:
             "clocks": dataclasses.asdict(turn.clocks),
             "warmup_calls": warmup_calls,
             "inputs": len(probes),
+            "renewed": True,
             "judgement": to_plain(judgement),
         }
-        del turn, calls
+        del turn, seen
         if not keep_memory:
             self.do_release()
         return reply
 
+    def _take_turn(
+        self, problem: Problem, slots: int, samples: int, turn_ms: float, mode: str
+    ) -> tuple[Turn, int]:
+        """A turn of the subject's calls, and the slot of the one whose results are kept."""
+        graph, pace = "graph" in mode, self._paces[problem.key]
+        count = max(1, min(samples, int(turn_ms / max(pace.call_ms, 1e-3))))
+        taken = [(self._calls_made + i) % slots for i in range(count)]
+        timed = [self._timed(slot, graph=graph) for slot in taken]
+        before = self._before(slots, graph=graph) if pace.call_ms <= LONGEST_REWARMED_MS else None
+        self._calls_made += count
+        keep = self._random.randrange(count)
+        calls = [one.call for one in timed]
+        calls[keep] = self._with_state(problem, taken[keep], calls[keep])
+        turn = take_turn(
+            calls,
+            device=self._device,
+            keep=keep,
+            around=Around(
+                rewarm=before.once if before else None,
+                flush=None if "hot" in mode else self._flush,
+                renew=[one.renewed.renew for one in timed],
+                look=lambda results: Seen(_copied(results), timed[keep].renewed.symmetry),
+            ),
+            clocks=self._clocks,
+            hold_ms=pace.hold_ms,
+        )
+        self._paces[problem.key] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
+        return turn, taken[keep]
+
     def do_energy(self, problem: str, probes: list[str], mode: str) -> Message:
-        """Energy of calls in a row, alone on the device; none where it is not counted."""
+        """Energy of calls in a row, alone on the device; none where it is not counted.
+
+        The inputs are marked as changed before each call, and not changed: that would cost energy of its own.
+        """
         posed, graph = self._problem(problem), "graph" in mode
         self._warm_up(posed, len(probes), graph=graph)
-        calls = [self._timed_call(slot, graph=graph) for slot in range(len(probes))]
+        calls = [_marking(posed, self._timed(slot, graph=graph)) for slot in range(len(probes))]
         found = energy_of(calls, self._paces[problem].call_ms, self._device, self._clocks)
         del calls
         self.do_release()
@@ -277,38 +320,45 @@ class Solver:
         self.do_release()
         # Memory that the driver hands out during a sample would be in the sample.
         ready = self._device.type == "cuda" and problem.key in self._peaks
-        if ready:
-            reserve(self._peaks[problem.key], self._device)
+        if ready:  # a call's, and of one call the results and the copy of them that are compared
+            reserve(self._peaks[problem.key] + 2 * problem.minimal_result_bytes / MIB, self._device)
         self._subject = Subject(problem)
-        call = self._timed_call(self._calls_made % slots, graph=graph)
         if ready and problem.key in self._paces:  # back from a release between turns
             return 0
         if ready and is_long(self._plan_open):
             # A judged call is behind it, and caches and clocks come back early in the first sample.
             self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
             return 0
-        made, call_ms = warm_up(call, self._device)
+        made, call_ms = warm_up(self._before(slots, graph=graph).once, self._device)
         self._paces[problem.key] = Pace(call_ms, first_hold_ms(call_ms))
         return made
 
-    def _timed_call(self, slot: int, *, graph: bool) -> Call:
+    def _before(self, slots: int, *, graph: bool) -> Timed:
+        """What may be called ahead of the next sample: another slot than that sample's, where there is another."""
+        return self._timed((self._calls_made - 1) % slots, graph=graph)
+
+    def _timed(self, slot: int, *, graph: bool) -> Timed:
         """The subject's call on the inputs of ``slot``, made when it is first needed."""
         assert self._subject is not None, "no subject"
-        if slot not in self._subject.calls:
+        if slot not in self._subject.timed:
             problem = self._subject.problem
+            inputs = self._inputs(problem, slot)
+            renewed = Renewed(problem, inputs, slot_seed(self._plan_open, slot))
             if problem.dropout_p:
                 self._subject.states[slot] = GeneratorState.now(self._device)
-            call = make_call(problem, self._prepared[problem.key], self._inputs(problem, slot), again=True)
-            self._subject.calls[slot] = capture(call) if graph else call
-        return self._subject.calls[slot]
+            call = make_call(problem, self._prepared[problem.key], inputs, again=True)
+            self._subject.timed[slot] = Timed(capture(call) if graph else call, renewed)
+        return self._subject.timed[slot]
 
-    def _probe(self, problem: Problem, path: str, slot: int) -> Oracle | None:
-        """What a timed call is compared with: the slot's own; with dropout, of the mask that the call drew."""
+    def _probe(self, problem: Problem, path: str, slot: int, symmetry: Symmetry) -> Oracle | None:
+        """What a timed call is compared with: the slot's own, changed as its inputs were; with dropout, of the mask
+        that the call drew.
+        """
         if problem.dropout_p:
-            return self._probe_its_mask(problem, slot)
+            return self._probe_its_mask(problem, slot, symmetry)
         if path not in self._probes:
             self._probes[path] = Oracle.load(path, self._device)
-        return self._probes[path]
+        return symmetry.expected(self._probes[path])
 
     # ---- dropout ------------------------------------------------------------------------------------------
 
@@ -323,7 +373,7 @@ class Solver:
         self._dropped[problem.key] = dataclasses.replace(oracle, tensors={})
         return oracle
 
-    def _probe_its_mask(self, problem: Problem, slot: int) -> Oracle | None:
+    def _probe_its_mask(self, problem: Problem, slot: int, symmetry: Symmetry) -> Oracle | None:
         """None where that takes too long, but for the first call that is asked for."""
         judged, again = self._dropped[problem.key], problem.key in self._probed
         if again and not is_cheap_to_probe(problem, self._paces[problem.key].call_ms):
@@ -333,6 +383,7 @@ class Solver:
         assert self._subject is not None, "no subject"
         prepared, state = self._prepared[problem.key], self._subject.states[slot]
         inputs, seed = self._inputs(problem, slot), slot_seed(self._plan_open, slot)
+        symmetry.change(inputs)
         with _answering():
             probe = probe_oracle(problem, self._implementation, prepared, inputs, seed, state)
         return probe.with_budgets_of(judged)
@@ -430,9 +481,45 @@ def _weighed_answer(
 
 
 def _tensor(out: object) -> torch.Tensor:
-    if not isinstance(out, torch.Tensor):
-        raise Refusal(Status.INCORRECT, f"attend returned a {type(out).__name__}, not a Tensor")
+    """``out`` if it is a plain tensor: a subclass may work its elements out only when they are asked for."""
+    if type(out) is not torch.Tensor:
+        kind = (
+            f"a {type(out).__name__}"
+            if not isinstance(out, torch.Tensor)
+            else f"the subclass {type(out).__name__}"
+        )
+        raise Refusal(Status.INCORRECT, f"attend returned {kind}, not a plain Tensor")
     return out
+
+
+def _copied(results: tuple[object, ...]) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        return tuple(_tensor(result).clone() for result in results)
+
+
+def _refuse_unfinished(results: tuple[torch.Tensor, ...], seen: tuple[torch.Tensor, ...]) -> None:
+    """Refuses results that are not what they were when their sample ended."""
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for now, then in zip(results, seen, strict=True):
+        kind = bits.get(now.element_size(), now.dtype)
+        if not torch.equal(now.detach().view(kind), then.view(kind)):
+            why = "left to another stream, thread or call, or written over by a later one"
+            raise Refusal(
+                Status.INCORRECT, f"a timed call: its results were not there when its sample ended: {why}"
+            )
+
+
+def _marking(problem: Problem, timed: Timed) -> Call:
+    """The call with its inputs marked as written to, for whoever remembers results by version."""
+    inputs = timed.renewed.inputs
+    operands = (inputs.dout,) if problem.direction == "bwd" else (inputs.q, inputs.k, inputs.v, inputs.dout)
+    written = [tensor for tensor in operands if tensor is not None]
+
+    def marked() -> Any:
+        torch.autograd.graph.increment_version(written)
+        return timed.call()
+
+    return marked
 
 
 @contextmanager

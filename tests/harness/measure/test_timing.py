@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from attnbench.harness.measure.timing import (
     CYCLES_PER_MS,
     HOLD_ATTEMPTS,
     LONGEST_HOLD_MS,
+    Around,
     CacheFlush,
     Turn,
     take_turn,
@@ -39,14 +41,40 @@ def numbered(count: int, made: list[int]) -> list[Callable[[], int]]:
 
 
 @pytest.mark.parametrize("keep", [0, 2, -1])
-def test_every_call_is_a_sample_after_one_untimed_call_of_the_first(keep: int) -> None:
+def test_every_call_is_a_sample_after_one_untimed_call(keep: int) -> None:
     made: list[int] = []
-    turn = take_turn(numbered(3, made), device=CPU, keep=keep)
-    assert made == [0, 0, 1, 2]
+    turn = take_turn(numbered(3, made), device=CPU, keep=keep, around=Around(rewarm=lambda: made.append(7)))
+    assert made == [7, 0, 1, 2]
     assert len(turn.ms) == 3
     assert all(ms > 0 for ms in turn.ms)
     assert turn.kept == (None if keep < 0 else keep)
     assert (turn.held, turn.discarded, turn.host_us, turn.clocks) == (True, 0, [], Clocks())
+
+
+def around_noting(order: list[str]) -> Around:
+    """What happens around three samples, each part noting that it did."""
+    renew = [lambda number=number: order.append(f"renew {number}") for number in range(3)]
+
+    def look(result: int) -> str:
+        order.append(f"look {result}")
+        return f"seen {result}"
+
+    return Around(lambda: order.append("rewarm"), lambda: order.append("flush"), renew, look)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_a_look_is_taken_behind_the_sample_and_then_its_inputs_are_renewed(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    Stream(monkeypatch)
+    order: list[str] = []
+    calls = [lambda number=number: (order.append(f"call {number}"), number)[1] for number in range(3)]
+    turn = take_turn(calls, device=device, keep=1, around=around_noting(order))
+    assert (turn.kept, turn.seen) == (1, "seen 1")
+    flush = ["flush"] if device == CUDA else []
+    assert order == [
+        "rewarm", *flush, "call 0", "renew 0", *flush, "call 1", "look 1", "renew 1", *flush, "call 2", "renew 2",
+    ]  # fmt: skip
 
 
 def test_a_host_sample_is_the_time_of_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +96,7 @@ class Host:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ms = 0.0
-        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: self.now_ms / 1e3))
+        monkeypatch.setattr(timing, "perf_counter", lambda: self.now_ms / 1e3)
 
     def spend(self, ms: float) -> None:
         self.now_ms += ms
@@ -100,11 +128,12 @@ def test_warm_up_with_a_looser_bound_stops_sooner(monkeypatch: pytest.MonkeyPatc
 
 
 class Stream(Host):
-    """One CUDA stream: the host queues work and goes on, the device does it in order."""
+    """CUDA streams, of which ``main`` is current: the host queues work and goes on, the device does each in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mhz: float = CYCLES_PER_MS / 1e3) -> None:
         super().__init__(monkeypatch)
-        self.idle_from_ms = 0.0
+        self.idle_from_ms: defaultdict[str, float] = defaultdict(float)
+        self.current = "main"
         self.holds_ms: list[float] = []
         stream, cycles_per_ms = self, mhz * 1e3
 
@@ -113,8 +142,8 @@ class Stream(Host):
 
             def __init__(self, enable_timing: bool = False) -> None: ...
 
-            def record(self) -> None:
-                self.at_ms = max(stream.idle_from_ms, stream.now_ms)
+            def record(self, on: str | None = None) -> None:
+                self.at_ms = stream.reached_ms(on)
 
             def query(self) -> bool:
                 return stream.now_ms >= self.at_ms
@@ -128,15 +157,21 @@ class Stream(Host):
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.wait())
+        monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: "main")
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda name: setattr(self, "current", name))
         monkeypatch.setattr(torch.cuda, "_sleep", sleep)
 
+    def reached_ms(self, name: str | None = None) -> float:
+        """When a stream gets to what is queued on it next."""
+        return max(self.idle_from_ms[name or self.current], self.now_ms)
+
     def queue(self, host_ms: float, device_ms: float) -> None:
-        """A launch: the host spends ``host_ms`` on it, then the device ``device_ms``."""
+        """A launch on the current stream: the host spends ``host_ms`` on it, then the device ``device_ms``."""
         self.now_ms += host_ms
-        self.idle_from_ms = max(self.idle_from_ms, self.now_ms) + device_ms
+        self.idle_from_ms[self.current] = self.reached_ms() + device_ms
 
     def wait(self) -> None:
-        self.now_ms = max(self.now_ms, self.idle_from_ms)
+        self.now_ms = max([self.now_ms, *self.idle_from_ms.values()])
 
     def kernels(self, count: int, host_ms: float, device_ms: float) -> list[Callable[[], Any]]:
         """Calls of three kernels each."""
@@ -148,8 +183,10 @@ class Stream(Host):
         return [call] * count
 
 
-def turn_of(calls: list[Callable[[], Any]], **options: Any) -> Turn:
-    return take_turn(calls, device=CUDA, **{"keep": -1} | options)
+def turn_of(
+    calls: list[Callable[[], Any]], *, flush: Callable[[], Any] | None = None, keep: int = -1, **options: Any
+) -> Turn:
+    return take_turn(calls, device=CUDA, keep=keep, around=Around(rewarm=calls[0], flush=flush), **options)
 
 
 def test_a_sample_is_device_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +287,38 @@ def test_the_result_kept_is_that_of_the_call_asked_for(monkeypatch: pytest.Monke
     made: list[int] = []
     assert turn_of(numbered(4, made), keep=2).kept == 2
     assert made == [0, 0, 1, 2, 3]
+
+
+def test_a_sample_ends_on_the_default_stream_whatever_calls_leave_current(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream(monkeypatch)
+    stream.current = "idle"
+
+    def call() -> None:
+        stream.current = "main"
+        stream.queue(0.01, 0.5)
+        stream.current = "idle"  # where an event would be reached at once
+
+    assert turn_of([call] * 3).ms == pytest.approx([0.5] * 3)
+    assert stream.current == "main"
+
+
+@pytest.mark.parametrize("place", ["main", "side"])
+def test_a_look_sees_what_is_there_when_the_sample_ends(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    stream = Stream(monkeypatch)
+
+    def call() -> float:
+        """Waits for the main stream, as it must for its inputs, and answers when its result is there."""
+        stream.idle_from_ms[place] = max(stream.idle_from_ms[place], stream.reached_ms("main"))
+        stream.current = place
+        stream.queue(0.01, 0.5)
+        return stream.idle_from_ms[place]
+
+    around = Around(look=lambda ready_ms: stream.reached_ms() >= ready_ms)
+    turn = take_turn([call] * 3, device=CUDA, keep=1, around=around)
+    assert turn.ms == pytest.approx([0.5] * 3 if place == "main" else [0.0] * 3)
+    assert turn.seen == (place == "main")
 
 
 def test_clocks_are_read_while_the_samples_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,15 @@ def test_a_timing_that_breaks_a_rule_is_seen(cell: Cell, rule: str, change: dict
     assert why.startswith(rule)
 
 
+def test_one_set_of_inputs_that_was_renewed_is_fresh(cell: Cell) -> None:
+    renewed = dataclasses.replace(cell, timing=timed(cell, inputs=1, renewed=True))
+    assert states(renewed)["fresh inputs"] == "held"
+    assert (
+        states(dataclasses.replace(cell, timing=timed(cell, inputs=1, renewed=False)))["fresh inputs"]
+        == "broken"
+    )
+
+
 def test_a_judgement_of_no_row_is_none(cell: Cell) -> None:
     assert cell.judgement
     empty = dataclasses.replace(cell, judgement=dataclasses.replace(cell.judgement, rows=0))

@@ -78,7 +78,7 @@ def test_a_backward_that_is_weighed_is_made_once_and_else_repeated(
     assert calls == ["bwd"] * 3
 
 
-def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples(
+def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples_and_one_to_warm_up_on(
     ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
@@ -91,13 +91,13 @@ def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples(
     monkeypatch.setattr(ready, "_inputs", noting)
     arguments = {"probes": oracle["probes"], "turn_ms": 1e9, "mode": "cold", "keep_memory": True}
     key = plan().problems[0].key
-    for samples, slots_drawn in ((1, [0]), (1, [0, 1]), (5, [0, 1, 2]), (5, [0, 1, 2])):
+    for samples, slots_drawn in ((1, [2, 0]), (1, [2, 0, 1]), (5, [2, 0, 1]), (5, [2, 0, 1])):
         assert len(ready.do_turn(key, samples=samples, **arguments)["ms"]) == samples
         assert drawn == slots_drawn
     ready.do_turn(key, samples=1, **arguments | {"keep_memory": False})
     del drawn[:]
     ready.do_turn(key, samples=1, **arguments)
-    assert len(drawn) == 1
+    assert drawn == [0, 1]
 
 
 def test_a_long_problem_is_one_that_takes_the_fastest_card_tens_of_milliseconds() -> None:
