@@ -15,7 +15,7 @@ from attnbench.harness.oracle.inputs import Inputs, judging_dout, make_inputs
 from attnbench.harness.oracle.judge import Oracle, WrongAnswer, build, judge
 from attnbench.harness.oracle.reference import Kept
 from attnbench.harness.problem import Problem
-from attnbench.harness.run.group import describe
+from attnbench.harness.run.draft import describe
 from attnbench.harness.run.memory_state import poison
 from attnbench.harness.run.record import to_plain
 

@@ -12,7 +12,6 @@ Order of work, and why:
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 import zlib
@@ -26,29 +25,16 @@ from attnbench.harness.problem import Problem
 from attnbench.harness.run.ahead import Ahead
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.crew import Crew, Failure, shuffled
+from attnbench.harness.run.draft import Draft, describe
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import REFEREE
-from attnbench.harness.run.record import (
-    Ceilings,
-    Cell,
-    Energy,
-    Group,
-    Judgement,
-    Memory,
-    Status,
-    Timing,
-    judgement_from_json,
-)
-from attnbench.harness.run.slots import is_long, slot_count
+from attnbench.harness.run.record import Ceilings, Cell, Energy, Group, Memory, Status, judgement_from_json
+from attnbench.harness.run.room import Room
+from attnbench.harness.run.slots import is_long
 
 # A turn takes as many samples as fit into this, at most those asked for and at least one.
 TURN_MS = {"cuda": 20.0, "cpu": 100.0}
 CEILING_SAMPLES = 2
-# Workers keep their inputs and workspaces between rounds while all of them fit into this share of the device.
-RESIDENT_SHARE = 0.8
-MIB = 2**20
-
-OWN_MASK = "dropout: judged under the mask recovered from its own answers, by an oracle in its own process"
 
 
 @dataclass(frozen=True)
@@ -74,27 +60,6 @@ class Conditions:
     energy: bool = False
 
 
-@dataclass
-class Draft:
-    """A cell in the making; ``prepared_by`` is the pid of the worker that holds it ready."""
-
-    impl: str
-    problem: Problem
-    failure: Failure | None = None
-    prepared_by: int | None = None
-    prepare_ms: float | None = None
-    first_call_ms: float | None = None
-    setup_mib: float | None = None
-    judgement: Judgement | None = None
-    memory: Memory | None = None
-    energy: Energy | None = None
-    turns: list[Message] = field(default_factory=list)
-
-    @property
-    def alive(self) -> bool:
-        return self.failure is None
-
-
 class GroupRun:
     """One group on one crew; ``execute`` returns its cells and the record that closes it."""
 
@@ -106,6 +71,7 @@ class GroupRun:
         self._tell = tell
         self._crew = crew
         self._conditions = conditions
+        self._room = Room(plan, conditions.memory_mib, conditions.mode)
         self._drafts = [Draft(impl, problem) for impl in plan.impls for problem in plan.problems]
         self._phases: dict[str, float] = {}
         self._oracle = conditions.ahead.oracles.get(plan.group, {})
@@ -138,7 +104,8 @@ class GroupRun:
             with self._phase("energy"):
                 self._count_energy()
         shutil.rmtree(oracle_folder(self._conditions.scratch, self.plan))
-        return [self._cell(draft) for draft in self._drafts], self._group()
+        run, mode = self._conditions.run, self._conditions.mode
+        return [draft.cell(self.plan, self._crew, run, mode) for draft in self._drafts], self._group()
 
     # ---- phases -------------------------------------------------------------------------------------------
 
@@ -200,7 +167,7 @@ class GroupRun:
     def _judge_all(self) -> None:
         """Side by side as far as the memory goes. What fails so may be the neighbours' doing: tried again alone."""
         again: list[Draft] = []
-        for side_by_side in self._batches():
+        for side_by_side in self._room.batches(self._unjudged(), self._oracle.get("mib", 0.0)):
             for problem in self.plan.problems:
                 drafts = {
                     draft.impl: draft for draft in self._unjudged(problem) if draft.impl in side_by_side
@@ -231,26 +198,6 @@ class GroupRun:
                 asked[name].failure = reply
         return again
 
-    def _batches(self) -> list[list[str]]:
-        """Implementations to judge side by side: in order, as many at a time as the device's memory holds; on a CPU,
-        where nobody knows how much that is, one. One that failed to prepare among others is tried again alone.
-        """
-        total = self._conditions.memory_mib
-        batches: list[list[str]] = []
-        room = 0.0
-        for impl in dict.fromkeys(draft.impl for draft in self._unjudged()):
-            drafts = [draft for draft in self._unjudged() if draft.impl == impl]
-            # A judgement holds inputs, a copy of dout, two sets of gradients and the oracle.
-            need = max(map(_weight, drafts)) * 2 + self._oracle["mib"]
-            if any(draft.prepared_by is None or draft.problem.dropout_p for draft in drafts):
-                need = math.inf  # a recovered mask and its oracle are larger than what they judge
-            if total is None or need > room:
-                batches.append([])
-                room = RESIDENT_SHARE * (total or 0.0)
-            batches[-1].append(impl)
-            room -= need
-        return batches
-
     @contextmanager
     def _failing(self, draft: Draft) -> Iterator[None]:
         """A failure of what is done here is the draft's."""
@@ -266,7 +213,7 @@ class GroupRun:
         return {name: value for name, value in reply.items() if name != "ok"}
 
     def _time(self, problem: Problem) -> None:
-        resident = self._resident(self._living(problem))
+        resident = self._room.resident(self._living(problem))
         ceilings = Ceilings([], [])
         orders: list[list[str]] = []
         self._look_for_others()
@@ -290,10 +237,11 @@ class GroupRun:
     def _count_energy(self) -> None:
         """One at a time and alone, after all timing: seconds of load warm the card."""
         for draft in self._living():
-            probes = self._oracle["probes"][: self._slots(draft)]
-            with self._failing(draft):
-                reply = self._ask(draft, "energy", probes=probes, mode=self._conditions.mode)
+            try:
+                reply = self._ask(draft, "energy", probes=self._probes(draft), mode=self._conditions.mode)
                 draft.energy = Energy(**reply["energy"]) if reply["energy"] else None
+            except Failure as failure:  # its time was taken before, and stays
+                draft.no_energy = f"{failure.status}: {failure.reason}"
 
     def _look_for_others(self) -> None:
         """Between rounds, so that one that comes and goes is likely to be seen."""
@@ -306,7 +254,7 @@ class GroupRun:
             reply = self._ask(
                 draft,
                 "turn",
-                probes=self._oracle["probes"][: self._slots(draft)],
+                probes=self._probes(draft),
                 samples=self._conditions.samples,
                 turn_ms=TURN_MS[self._crew.device.partition(":")[0]],
                 mode=self._conditions.mode,
@@ -344,6 +292,11 @@ class GroupRun:
     def _unjudged(self, problem: Problem | None = None) -> list[Draft]:
         return [draft for draft in self._living(problem) if draft.judgement is None]
 
+    def _probes(self, draft: Draft) -> list[str]:
+        """The oracle's answers to the sets of inputs that the draft's timed calls rotate through."""
+        probes: list[str] = self._oracle["probes"]
+        return probes[: self._room.slots(draft)]
+
     def _request(self, draft: Draft) -> Message:
         return {"plan": self.plan.to_json(), "problem": draft.problem.key}
 
@@ -379,37 +332,6 @@ class GroupRun:
         if not right:
             draft.failure = Failure(Status.INCORRECT, prefix + describe(judgement))
 
-    def _slots(self, draft: Draft) -> int:
-        """How many sets of inputs the draft's timed calls rotate through: fewer where they would not fit with what is
-        kept for each; what ran once, alone, is timed even if only one fits."""
-        most, total = slot_count(self.plan), self._conditions.memory_mib
-        if total is None:
-            return most
-        return next((n for n in range(most, 1, -1) if self._need(draft, n) <= RESIDENT_SHARE * total), 1)
-
-    def _need(self, draft: Draft, slots: int) -> float:
-        """MiB that timing on so many sets of inputs holds: the workspace once, and the one result that is kept to be
-        checked; a workspace for each where a backward's graph, or a CUDA graph, keeps it."""
-        if draft.problem.direction == "bwd" or "graph" in self._conditions.mode:
-            return slots * _weight(draft)
-        problem = draft.problem
-        return _weight(draft) + ((slots - 1) * problem.input_bytes + problem.minimal_result_bytes) / MIB
-
-    def _resident(self, drafts: list[Draft]) -> set[str]:
-        """Implementations that keep their memory between turns: the lightest, as many as leave room for the heaviest
-        of the others to take its turn beside them."""
-        total = self._conditions.memory_mib
-        if total is None:
-            return {draft.impl for draft in drafts}
-        needs = {draft.impl: self._need(draft, self._slots(draft)) for draft in drafts}
-        lightest = sorted(needs, key=lambda impl: needs[impl])
-        for count in range(len(lightest), 0, -1):
-            staying, others = lightest[:count], lightest[count:]
-            beside = max((needs[impl] for impl in others), default=0.0)
-            if sum(needs[impl] for impl in staying) + beside <= RESIDENT_SHARE * total:
-                return set(staying)
-        return set()
-
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         self._tell(name)
@@ -420,32 +342,6 @@ class GroupRun:
             self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begin
 
     # ---- records ------------------------------------------------------------------------------------------
-
-    def _cell(self, draft: Draft) -> Cell:
-        failure = draft.failure
-        timing = _timing(draft.turns, self._conditions.mode) if draft.turns and not failure else None
-        return Cell(
-            run=self._conditions.run,
-            suite=self.plan.suite,
-            case=self.plan.case,
-            group=self.plan.group,
-            impl=draft.impl,
-            impl_version=self._crew.versions.get(draft.impl, "unknown"),
-            device=self._crew.device,
-            problem=draft.problem,
-            status=failure.status if failure else Status.OK,
-            reasons=[failure.reason] if failure else [],
-            evidence=failure.evidence if failure else "",
-            judgement=draft.judgement,
-            prepare_ms=draft.prepare_ms,
-            first_call_ms=draft.first_call_ms,
-            timing=timing,
-            memory=draft.memory,
-            energy=draft.energy,
-            warnings=_warnings(draft) if timing else [],
-            source=self._crew.sources.get(draft.impl, ""),
-            approximate=self._crew.approximate.get(draft.impl, False),
-        )
 
     def _group(self) -> Group:
         return Group(
@@ -470,48 +366,3 @@ def oracle_folder(scratch: Path, plan: GroupPlan) -> Path:
     folder = scratch / f"{zlib.crc32(plan.group.encode()):08x}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _weight(draft: Draft) -> float:
-    """MiB of one set of inputs and the workspace of a call on it."""
-    inputs = draft.problem.input_bytes / MIB
-    return inputs + (draft.memory.peak_mib if draft.memory and draft.memory.peak_mib else 8 * inputs)
-
-
-def describe(judgement: Judgement) -> str:
-    """The first bad tensor of a failed judgement in one line."""
-    name, bad = next((name, t) for name, t in judgement.tensors.items() if not t.ok)
-    return (
-        f"{name}{list(bad.first_bad or ())} is {_figure(bad.got)}, the oracle says {_figure(bad.want)}; "
-        f"max error {_figure(bad.max_error)} (budget {_figure(bad.max_budget)}), "
-        f"mean {_figure(bad.mean_error)} (budget {_figure(bad.mean_budget)})"
-    )
-
-
-def _figure(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
-
-
-def _timing(turns: list[Message], mode: str) -> Timing:
-    return Timing(
-        rounds=[turn["ms"] for turn in turns],
-        mode=mode,
-        host_us=[turn["host_us"] for turn in turns],
-        sm_mhz=[turn["clocks"]["sm_mhz"] for turn in turns],
-        power_w=[turn["clocks"]["power_w"] for turn in turns],
-        temperature_c=[turn["clocks"]["temperature_c"] for turn in turns],
-        throttle=[turn["clocks"]["throttle"] for turn in turns],
-        warmup_calls=sum(turn["warmup_calls"] for turn in turns),
-        unheld=sum(turn["discarded"] for turn in turns),
-        checked=sum(turn["judgement"] is not None for turn in turns),
-        inputs=min((turn["inputs"] for turn in turns if turn.get("inputs")), default=None),
-    )
-
-
-def _warnings(draft: Draft) -> list[str]:
-    turns, found = draft.turns, [OWN_MASK] if draft.problem.dropout_p else []
-    unheld = sum(not turn["held"] for turn in turns)
-    if not unheld:
-        return found
-    why = "the stream could not be held (the call synchronises or allocates): host time is in these samples"
-    return [*found, f"in {unheld} of {len(turns)} rounds {why}"]

@@ -60,6 +60,7 @@ def in_a_run(role: str, operation: str) -> Message:
             "judgement": judgement(ok=True),
         },
         "oracle": {"judged": "judged.pt", "probes": ["probe.pt"], "ms": 1.0, "mib": 1.0},
+        "energy": {"energy": None},
         "ceilings": {"gemm_tflops": [1.0], "copy_gbs": [1.0]},
         "release": {},
     }

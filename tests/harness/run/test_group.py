@@ -20,18 +20,12 @@ from attnbench.harness.run import slots
 from attnbench.harness.run.ahead import Ahead
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.crew import MOST_LOSSES, Crew
-from attnbench.harness.run.group import (
-    MIB,
-    OWN_MASK,
-    RESIDENT_SHARE,
-    Conditions,
-    Draft,
-    GroupRun,
-    describe,
-)
+from attnbench.harness.run.draft import OWN_MASK
+from attnbench.harness.run.group import Conditions, GroupRun
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import REFEREE, WorkerLost
-from attnbench.harness.run.record import Cell, Group, Judgement, Memory, Status, TensorError
+from attnbench.harness.run.record import Cell, Energy, Group, Memory, Status
+from attnbench.harness.run.room import RESIDENT_SHARE
 
 STAND_IN = runpy.run_path(str(Path(__file__).parent / "stand_in_worker.py"))
 in_a_run, judgement = STAND_IN["in_a_run"], STAND_IN["judgement"]
@@ -418,14 +412,6 @@ def test_an_answer_of_the_wrong_form_is_incorrect_without_figures(script: Script
     assert cells["a/fwd"].judgement is None
 
 
-def test_a_failed_judgement_in_one_line() -> None:
-    good = TensorError(0.0, 0.0, 1.0, 1.0, ok=True)
-    bad = TensorError(None, 0.25, 0.1, 0.2, ok=False, first_bad=(0, 7, 1, 3), got=None, want=1.0)
-    assert describe(Judgement({"out": good, "dk": bad}, 1, 1)) == (
-        "dk[0, 7, 1, 3] is not finite, the oracle says 1; max error not finite (budget 0.1), mean 0.25 (budget 0.2)"
-    )
-
-
 # ---- the referee ------------------------------------------------------------------------------------------
 
 
@@ -460,6 +446,30 @@ def test_a_round_without_its_ceiling_stays_a_round(script: Script) -> None:
     assert len(group.order["fwd"]) == 3
 
 
+# ---- energy -----------------------------------------------------------------------------------------------
+
+
+def test_joules_are_counted_after_all_timing_one_at_a_time(script: Script) -> None:
+    script.plant("a", "energy", {"energy": {"joules": 8.0, "calls": 4, "seconds": 2.0}})
+    cells, group = execute(plan(), energy=True)
+    assert (cells["a/fwd"].energy, cells["b/fwd"].energy) == (Energy(8.0, 4, 2.0), None)
+    assert script.order("turn", "energy")[-2:] == [("a", "energy"), ("b", "energy")]
+    assert cells["b/fwd"].warnings == []  # a card that counts none is no failure
+    assert "energy" in group.phases
+
+
+@pytest.mark.parametrize("loss", [CRASH, OUT_OF_MEMORY], ids=["lost", "failed"])
+def test_a_time_stays_where_its_energy_fails_and_says_so(script: Script, loss: Outcome) -> None:
+    script.plant("a", "energy", loss)
+    cells, _ = execute(plan(directions=("fwd", "bwd")), energy=True)
+    status, why = ("CRASHED", "planted crash") if isinstance(loss, WorkerLost) else ("OOM", "planted")
+    assert cells["a/fwd"].status is Status.OK
+    assert cells["a/fwd"].timing is not None
+    assert cells["a/fwd"].warnings == [f"its energy was not counted: {status}: {why}"]
+    assert all(cells[name].warnings == [] for name in ("a/bwd", "b/fwd", "b/bwd"))
+    assert script.count("a", "energy") == 2  # the other direction's is counted all the same
+
+
 # ---- others on the device ---------------------------------------------------------------------------------
 
 
@@ -479,67 +489,6 @@ def test_none_seen_and_nothing_told_are_two_things(
 
 
 # ---- who stays on the device ------------------------------------------------------------------------------
-
-
-def drafts(posed: GroupPlan, peaks: dict[str, float | None]) -> list[Draft]:
-    return [
-        Draft(impl, posed.problems[0], memory=None if peak is None else Memory(peak, None, 1.0))
-        for impl, peak in peaks.items()
-    ]
-
-
-def test_on_a_cpu_all_stay(script: Script) -> None:
-    posed = plan(impls=("a", "b"))
-    assert made(posed)._resident(drafts(posed, {"a": 1e9, "b": 1e9})) == {"a", "b"}
-
-
-def test_the_lightest_stay_while_the_heaviest_other_fits_beside_them(script: Script) -> None:
-    posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)  # 3 slots of 24 MiB
-    inputs = posed.problems[0].input_bytes / MIB
-    peaks = {"large": 1000.0, "small": 10.0, "middle": 100.0}
-    kept = posed.problems[0].minimal_result_bytes / MIB
-    need = {name: 3 * inputs + peak + kept for name, peak in peaks.items()}
-
-    def stay(room_mib: float) -> set[str]:
-        return made(posed, memory_mib=room_mib / RESIDENT_SHARE)._resident(drafts(posed, peaks))
-
-    assert stay(sum(need.values()) + 1) == set(peaks)
-    assert stay(sum(need.values()) - 1) == {"small"}  # large and middle take their turns one at a time
-    assert stay(need["small"] + need["large"] + 1) == {"small"}
-    assert stay(need["small"] + need["large"] - 1) == set()
-
-
-@pytest.mark.parametrize(("room", "slots"), [(3.1, 3), (2.9, 2), (1.9, 1), (0.5, 1)])
-@pytest.mark.parametrize(("direction", "mode"), [("bwd", "hot"), ("fwd", "hot+graph")])
-def test_where_each_input_keeps_a_graph_a_heavy_call_rotates_through_fewer(
-    script: Script, room: float, slots: int, direction: Direction, mode: str
-) -> None:
-    posed = plan(directions=(direction,), batch=4, heads=8, seqlen_q=1024, head_dim=128)
-    weight = posed.problems[0].input_bytes / MIB + 500.0
-    (draft,) = drafts(posed, {"a": 500.0})
-    assert made(posed, memory_mib=room * weight / RESIDENT_SHARE, mode=mode)._slots(draft) == slots
-
-
-@pytest.mark.parametrize("direction", ["fwd", "fwd_bwd"])
-def test_a_call_that_keeps_nothing_has_fresh_inputs_whatever_its_workspace(
-    script: Script, direction: Direction
-) -> None:
-    posed = plan(directions=(direction,), batch=4, heads=8, seqlen_q=1024, head_dim=128)
-    problem = posed.problems[0]
-    (draft,) = drafts(posed, {"a": 5000.0})
-    alone = (problem.input_bytes + problem.minimal_result_bytes) / MIB + 5000.0
-    for count in (1, 2, 3):
-        room = alone + (count - 1) * problem.input_bytes / MIB + 1
-        assert made(posed, memory_mib=room / RESIDENT_SHARE)._slots(draft) == count
-
-
-def test_an_unmeasured_workspace_is_taken_for_eight_times_its_inputs(script: Script) -> None:
-    posed = plan(batch=4, heads=8, seqlen_q=1024, head_dim=128)
-    inputs = posed.problems[0].input_bytes / MIB
-    unknown = drafts(posed, {"a": None})
-    alone = 9 * inputs + posed.problems[0].minimal_result_bytes / MIB
-    assert made(posed, memory_mib=(alone + 1) / RESIDENT_SHARE)._resident(unknown) == {"a"}
-    assert made(posed, memory_mib=(alone - 1) / RESIDENT_SHARE)._resident(unknown) == set()
 
 
 @pytest.mark.parametrize(("memory_mib", "stay"), [(100.0, False), (1000.0, True)])
