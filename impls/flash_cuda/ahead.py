@@ -33,7 +33,7 @@ def every_kernel() -> list[Kernel]:
     switches = itertools.product((False, True), repeat=3)
     for dtype, dim, dim_v, (left, right, dropout) in itertools.product(DTYPES, DIMS, DIMS, list(switches)):
         for length in LENGTHS:
-            shape = Shape(dtype, 1, 1, 1, length, length, dim, dim_v, left, right, dropout)
+            shape = Shape(dtype, 1, 2, 1, length, length, dim, dim_v, left, right, dropout)
             found.add(forward_kernel(shape, multiprocessors=1))
             if not dropout:
                 found.add(

@@ -185,13 +185,17 @@ LEAST_STEPS = 4
 
 
 def _few_rows(shape: Shape, dense: ForwardKernel, multiprocessors: int) -> bool:
-    """Whether tiles of one warpgroup, which heads of a group share, are the better ones: at most 64 queries, or tiles
-    for less than half of the device and keys enough to split (not measured)."""
+    """Whether tiles of one warpgroup, which heads of a group share, are the better ones (not measured)."""
     if shape.dropout or shape.group > MAX_GROUP:
         return False
+    # K and V are read once for a group, not once for each of its heads.
+    few = shape.seqlen_q <= WARPGROUP_ROWS
+    if few and shape.group > 1:
+        return True
+    # Keys enough to split, and rows that leave half of the device idle, or half of a tile empty. Otherwise the dense
+    # kernel, with its second slot for Q and its second warpgroup.
     tiles = ceil_div(shape.seqlen_q, dense.rows) * shape.batch * shape.heads
-    long_keys = shape.seqlen_k >= 2 * LEAST_STEPS * dense.keys
-    return shape.seqlen_q <= WARPGROUP_ROWS or (2 * tiles <= multiprocessors and long_keys)
+    return shape.seqlen_k >= 2 * LEAST_STEPS * dense.keys and (few or 2 * tiles <= multiprocessors)
 
 
 def _decode_kernel(shape: Shape) -> ForwardKernel:

@@ -11,7 +11,7 @@ from attnbench.impls.flash_cuda.configs import ForwardKernel, Shape, backward_ke
 def shape(
     head_dim, head_dim_v=None, dtype="BF16", left=False, right=False, dropout=False, seqlen=4096, mask=(0, 0)
 ):
-    return Shape(dtype, 1, 2, 2, seqlen, seqlen, head_dim, head_dim_v or head_dim, left, right, dropout, mask)
+    return Shape(dtype, 1, 2, 1, seqlen, seqlen, head_dim, head_dim_v or head_dim, left, right, dropout, mask)
 
 
 def forward(*words, **more):

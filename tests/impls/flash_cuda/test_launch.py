@@ -103,8 +103,8 @@ def test_the_forward_is_told_the_problem(recorder, sizes, left, right, bottom_ri
     assert name == "attention_forward"
     assert len(params) == 4 * MAP_BYTES + FORWARD_FIELDS.size
     fields = FORWARD_FIELDS.unpack(params[4 * MAP_BYTES :])
-    few = seqlen_q <= 64  # then heads of a group share tiles of 64 rows
     group = heads // kv_heads
+    few = seqlen_q <= 64 and group > 1  # then its heads share tiles of 64 rows
     queries = 64 // group if few else 64 * (threads // 128 - 1)
     tiles, planes = -(-seqlen_q // queries), batch * (kv_heads if few else heads)
     far = seqlen_q + seqlen_k
