@@ -123,7 +123,8 @@ def test_the_guard_lets_a_fork_in_only_where_reviewers_are_required(
     assert (found, outputs.get("environment")) == (code, environment), said
 
 
-def test_continuous_integration_deselects_no_test_for_want_of_a_browser() -> None:
+def test_continuous_integration_deselects_no_test_for_want_of_a_browser_or_a_compiler() -> None:
     (check,) = loaded(GITHUB / "workflows" / "ci.yml")["jobs"].values()
     assert any(session.startswith("tests") for session in check["strategy"]["matrix"]["session"])
     assert check["env"]["ATTNBENCH_BROWSER"] == 1
+    assert check["env"]["ATTNBENCH_COMPILER"] == 1

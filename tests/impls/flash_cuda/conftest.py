@@ -1,4 +1,4 @@
-"""`csrc` without a GPU: its arithmetic by NVRTC, which lists the values in PTX, and the rest of it emulated on a CPU."""
+"""`csrc` without a GPU: its arithmetic by NVRTC, which lists the values in PTX, and all of it emulated on a CPU."""
 
 import importlib.util
 import os

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import functools
 import hashlib
 import inspect
@@ -95,7 +96,12 @@ def _run(*command: object) -> None:
 def _compiled(name: str, commands: Any) -> Path:
     """The file that `commands(target)` make, made once; others may make it at the same time."""
     target = cache_folder() / name
-    if not target.exists():
+    if target.exists():
+        return target
+    with (cache_folder() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
         with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
             staged = Path(scratch) / name
             for command in commands(Path(scratch), staged):

@@ -44,9 +44,10 @@ struct Matrix {
 
     explicit Matrix(std::uint64_t bits)
         : start((bits & 0x3FFF) << 4), leading((bits >> 16 & 0x3FFF) << 4), stride((bits >> 32 & 0x3FFF) << 4) {
-        if (bits >> 62 != 1) fail("matrix descriptor 0x%016llx: swizzle mode %u; only 128 bytes (1) is emulated",
-                                  static_cast<unsigned long long>(bits), static_cast<unsigned>(bits >> 62));
-        if (bits >> 49 & 7) fail("matrix descriptor 0x%016llx: a base offset", static_cast<unsigned long long>(bits));
+        const auto shown = static_cast<unsigned long long>(bits);
+        if (bits >> 62 != 1) fail("matrix descriptor 0x%016llx: only the swizzle of 128 bytes (1) is emulated", shown);
+        if (bits >> 49 & 7) fail("matrix descriptor 0x%016llx: no base offset is emulated", shown);
+        if (bits & 0x3FF1C000C000C000) fail("matrix descriptor 0x%016llx: bits that must be 0 are not", shown);
     }
 
     /// Where element (m or n = i, k) lies, if k is contiguous: rows of 128 bytes, groups of 8 of them a stride apart.
