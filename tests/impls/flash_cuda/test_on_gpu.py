@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnbench.impls.flash_api import call, dropout_effective_p, dropout_keep_mask
+from attnbench.impls.flash_api import BlockMask, call, dropout_effective_p, dropout_keep_mask
 from attnbench.impls.flash_cuda import flash_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
@@ -65,6 +65,58 @@ def test_forward_with_dropout(make, errors, monkeypatch, head_dim, p):
     assert errors(list(got), reference[:2], eager[:2]) == []
 
 
+@pytest.mark.parametrize("band", [{}, {"right": 0}, {"left": 300, "right": 60}], ids=str)
+@pytest.mark.parametrize(
+    ("head_dim", "size", "dropout_p"),
+    [(64, (64, 128), 0.0), (64, (128, 128), 0.3), (128, (128, 128), 0.0), (128, (128, 64), 0.3),
+     (256, (256, 96), 0.0)],
+)  # fmt: skip
+def test_forward_by_block_lists(make, errors, monkeypatch, head_dim, band, size, dropout_p):
+    """One pattern a head; ragged last blocks, partial and full, where the band does not apply; an empty row."""
+    seqlen_q, seqlen_k = 1000, 1300
+    blocks = torch.rand(1, 4, -(-seqlen_q // size[0]), -(-seqlen_k // size[1]), device="cuda") < 0.5
+    blocks[..., 0, :] = False
+    blocks[..., -1, -1] = True
+    full = blocks & (torch.rand(blocks.shape, device="cuda") < 0.5)
+
+    def elements(x):
+        return x.repeat_interleave(size[0], 2).repeat_interleave(size[1], 3)[..., :seqlen_q, :seqlen_k]
+
+    problem = make(seqlen_q, seqlen_k, 4, 2, head_dim, batch=2, dtype=BF16, blocks=elements(blocks), **band)
+    problem.visible = problem.visible | elements(full)
+    state = torch.tensor([5, 11], dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(call, "draw_dropout_state", lambda device: state)
+    got = flash_attention(
+        problem.q, problem.k, problem.v, window=(band.get("left"), band.get("right")), dropout_p=dropout_p,
+        block_mask=BlockMask.from_dense(blocks, size, full=full), return_lse=True,
+    )  # fmt: skip
+    dropped = ()
+    if dropout_p:
+        keep = dropout_keep_mask(5, 11, 2, 4, seqlen_q, seqlen_k, dropout_p, device="cuda")
+        dropped = (keep, 1 - dropout_effective_p(dropout_p))
+    reference, eager = problem.attention(torch.float64, *dropped), problem.attention(BF16, *dropped)
+    assert errors(list(got), reference[:2], eager[:2]) == []
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_k", "heads", "kv_heads", "batch"),
+    [(1, 20000, 32, 8, 1), (1, 70, 32, 8, 40), (7, 5000, 6, 2, 2), (64, 3000, 1, 1, 1), (20, 1500, 7, 1, 2),
+     (3, 4000, 64, 1, 1), (600, 9000, 2, 1, 1), (40, 10, 4, 2, 2)],
+)  # fmt: skip
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize(
+    "band", [{}, {"right": 0}, {"right": 0, "shift": 0}, {"left": 900, "right": 20}], ids=str
+)
+def test_few_queries(make, errors, seqlen_q, seqlen_k, heads, kv_heads, batch, head_dim, band):
+    problem = make(seqlen_q, seqlen_k, heads, kv_heads, head_dim, batch=batch, dtype=BF16, **band)
+    got = flash_attention(
+        problem.q, problem.k, problem.v, window=(band.get("left"), band.get("right")), return_lse=True,
+        alignment="top_left" if "shift" in band else "bottom_right",
+    )  # fmt: skip
+    reference, eager = problem.attention(torch.float64), problem.attention(BF16)
+    assert errors(list(got), reference[:2], eager[:2]) == []
+
+
 @pytest.mark.parametrize("layout", ["expanded", "transposed", "offset", "odd stride"])
 def test_any_layout(make, wrong, layout):
     problem = make(200, 300, 2, 2, 64, batch=2, dtype=BF16, right=0)
@@ -82,8 +134,9 @@ def test_any_layout(make, wrong, layout):
     assert wrong(problem, flash_attention, causal=True) == []
 
 
-def test_forward_repeats_bit_for_bit(make):
-    problem = make(1000, 1000, 8, 2, 128, batch=2, dtype=BF16, right=0)
+@pytest.mark.parametrize("seqlens", [(1000, 1000), (4, 20000)])
+def test_forward_repeats_bit_for_bit(make, seqlens):
+    problem = make(*seqlens, 8, 2, 128, batch=2, dtype=BF16, right=0)
     first = flash_attention(problem.q, problem.k, problem.v, causal=True)
     for _ in range(200):
         assert torch.equal(flash_attention(problem.q, problem.k, problem.v, causal=True), first)
