@@ -81,9 +81,11 @@ def _block_mask(problem: Problem, device: Device) -> BlockMask | None:
     pattern = problem.mask.blocks
     if pattern is None:
         return None
-    visible = pattern.blocks(problem.heads, problem.seqlen_q, problem.seqlen_k)
-    blocks = torch.tensor(visible, device=str(device))
-    return BlockMask.from_dense(blocks[None], (pattern.block_q, pattern.block_k))
+    # Blocks outside the band are not visited, and those wholly inside need no mask, as FlexAttention's lists have it.
+    size = pattern.block_q, pattern.block_k
+    tiles = problem.mask.tiles(problem.heads, problem.seqlen_q, problem.seqlen_k, *size)
+    visible, whole = (torch.tensor(x, device=str(device))[None] for x in tiles)
+    return BlockMask.from_dense(visible, size, full=whole)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

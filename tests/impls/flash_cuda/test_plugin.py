@@ -64,6 +64,16 @@ def test_it_is_available_where_it_computes_anything():
     assert "runs on cuda" in FlashCuda().unavailable(Device("cpu")).reason
 
 
+def test_blocks_outside_the_band_are_not_visited_and_those_inside_need_no_mask():
+    mask = Mask.parse("causal&blocks(full,64x64)")
+    problem = Problem(batch=1, heads=2, seqlen_q=256, head_dim=64, mask=mask)
+    prepared = FlashCuda().prepare(problem, Device("cpu"))
+    lists = prepared.attend.keywords["block_mask"].by_query
+    assert lists.partial_count.tolist() == [[[1, 1, 1, 1]]]
+    assert lists.partial_index[0, 0, :, 0].tolist() == [0, 1, 2, 3]
+    assert lists.full_count.tolist() == [[[0, 1, 2, 3]]]
+
+
 def test_the_public_call_names_what_is_wrong():
     q = torch.zeros(1, 8, 2, 64, dtype=torch.float16)
     with pytest.raises(
