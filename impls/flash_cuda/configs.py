@@ -188,14 +188,14 @@ def _few_rows(shape: Shape, dense: ForwardKernel, multiprocessors: int) -> bool:
     """Whether tiles of one warpgroup, which heads of a group share, are the better ones (not measured)."""
     if shape.dropout or shape.group > MAX_GROUP:
         return False
-    # K and V are read once for a group, not once for each of its heads.
-    few = shape.seqlen_q <= WARPGROUP_ROWS
-    if few and shape.group > 1:
+    tiles = ceil_div(shape.seqlen_q, dense.rows) * shape.heads
+    packed = ceil_div(shape.seqlen_q, WARPGROUP_ROWS // shape.group) * shape.kv_heads
+    long_keys = shape.seqlen_k >= 2 * LEAST_STEPS * dense.keys  # enough to split
+    # K and V are read no more often, in the best case once for a group and not once for each of its heads. For a single
+    # head and few keys the dense kernel is the better one, with its second slot for Q and its second warpgroup.
+    if shape.seqlen_q <= WARPGROUP_ROWS and packed <= tiles and (shape.group > 1 or long_keys):
         return True
-    # Keys enough to split, and rows that leave half of the device idle, or half of a tile empty. Otherwise the dense
-    # kernel, with its second slot for Q and its second warpgroup.
-    tiles = ceil_div(shape.seqlen_q, dense.rows) * shape.batch * shape.heads
-    return shape.seqlen_k >= 2 * LEAST_STEPS * dense.keys and (few or 2 * tiles <= multiprocessors)
+    return long_keys and 2 * tiles * shape.batch <= multiprocessors  # half of the device would idle
 
 
 def _decode_kernel(shape: Shape) -> ForwardKernel:
