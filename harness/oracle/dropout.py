@@ -72,16 +72,19 @@ def recover(
     keep = torch.zeros(
         (problem.batch, problem.heads, len(at), problem.seqlen_k), dtype=torch.bool, device=device
     )
+    v = torch.zeros(problem.v_shape, dtype=dtype, device=device, requires_grad=backward)
     width = problem.head_dim_v
+    identity = torch.eye(width, dtype=dtype, device=device)[None, :, None]
     for start in range(0, problem.seqlen_k, width):
         keys = slice(start, min(start + width, problem.seqlen_k))
-        v = torch.zeros(problem.v_shape, dtype=dtype, device=device)
-        v[:, keys] = torch.eye(keys.stop - start, width, dtype=dtype, device=device)[None, :, None]
+        ones = v.detach()[:, keys]  # all that changes of V: a new one for each slice would be Sk^2 written
+        ones.copy_(identity[:, : keys.stop - start])
         state.restore()
-        out = attend(q, k, v.requires_grad_(backward)).detach()
+        out = attend(q, k, v).detach()
         weights = out.index_select(1, at).transpose(1, 2)[..., : keys.stop - start]
         keep[..., keys] = weights != 0
         _check(weights, seen, visible[..., keys], dropout, start)
+        ones.zero_()
     return Kept(keep, dropout.scale)
 
 

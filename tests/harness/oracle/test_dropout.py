@@ -91,6 +91,30 @@ def test_the_mask_of_a_call_is_recovered(seqlen_k: int, dim: int, dtype: str, ma
     assert torch.equal(found.keep, drawn[0] & seen)
 
 
+def test_a_recovery_writes_as_much_of_v_as_it_reads_off() -> None:
+    """One V for all slices, of which each changes its own rows: a new one for each is Sk^2 written."""
+    problem = dataclasses.replace(PROBLEM, direction="fwd_bwd", mask=Mask.full())
+    values: list[torch.Tensor] = []
+    right = attention(problem, lambda p: p * (torch.rand(p.shape) >= 0.3) / 0.7)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        assert q.requires_grad
+        assert v.requires_grad
+        values.append(v)
+        slices.append(v.detach().clone())
+        return right(q, k, v)
+
+    slices: list[torch.Tensor] = []
+    recover(problem, attend, GeneratorState.at(5, CPU), Dropout(0.3, 1 / 0.7))
+    assert len(slices) == 3
+    assert len({v.data_ptr() for v in values}) == 1
+    for number, v in enumerate(slices):
+        want = torch.zeros(14, 5)
+        rows = min(5, 14 - 5 * number)
+        want[5 * number : 5 * number + rows] = torch.eye(rows, 5)
+        assert torch.equal(v, want[None, :, None].expand_as(v))
+
+
 def test_more_keys_than_fp16_has_numbers_for() -> None:
     seen, visible = torch.full((1, 3, 1), 70_000), torch.ones(1, 3, 8, dtype=torch.bool)
     weights = torch.zeros(1, 1, 3, 8, dtype=torch.float16)
