@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
 
 from attnbench.harness import registry
 from attnbench.harness.conform.case import Case
-from attnbench.harness.conform.examine import examine
+from attnbench.harness.conform.examine import Outcome, examine
+from attnbench.harness.conform.graph import CaptureFailed
 from attnbench.harness.conform.reproducer import source
+from attnbench.harness.conform.verdict import Verdict
 from attnbench.harness.contract import Implementation
 from attnbench.harness.oracle.judge import Oracle
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.solver import device_of
+from attnbench.harness.run.worker import failure
 
 LARGE_BYTES = 256 << 20
 """Inputs beyond this have their memory given back at once: the neighbours on the device need it."""
@@ -26,6 +30,8 @@ class Examiner:
         self._name = name
         self._device = torch.device(device)
         one_thread(self._device)
+        # A worker compiles one thing at a time; a pool of compilers for each would outnumber the cores many times.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         self._implementation: Implementation | None = None
         self._oracle: tuple[str, Oracle] | None = None
 
@@ -44,14 +50,21 @@ class Examiner:
             "compile_processes": self._implementation.compile_processes,
         }
 
-    def do_examine(self, case: Message, oracle: str) -> Message:
-        """Puts one case to the implementation. oracle: file of the right answer, empty for none."""
+    def do_examine(self, case: Message, oracle: str, memory_share: float = 1.0) -> Message:
+        """Puts one case to the implementation. oracle: file of the right answer, empty for none. memory_share: of the
+        GPU's memory, what this process may take."""
         assert self._implementation is not None, "examine before hello"
+        if self._device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(memory_share, self._device)
         posed = Case.from_json(case)
         judge = self._load(oracle) if oracle else None
+        lost = False
         begin = time.perf_counter()
         try:
             outcome = examine(self._implementation, posed, device_of(self._device), judge)
+        except CaptureFailed as error:
+            told, lost = failure(error.__cause__ or error), True
+            outcome = Outcome(Verdict(told["status"]), told["reason"], told["evidence"])
         finally:
             if posed.alone or posed.problem.input_bytes > LARGE_BYTES:
                 del judge
@@ -63,6 +76,7 @@ class Examiner:
             "evidence": outcome.evidence,
             "facts": outcome.facts,
             "ms": spent_ms,
+            "fatal": lost,
         }
 
     def do_script(self, case: Message, reason: str, found_as: str) -> Message:

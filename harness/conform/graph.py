@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from attnbench.harness.conform.posed import Posed, Tensors
 from attnbench.harness.oracle.inputs import Inputs
+
+WARM_UPS = 3
+"""As many as torch's make_graphed_callables makes: what is compiled, loaded or planned late is there by then."""
+
+
+class CaptureFailed(Exception):
+    """A capture that raised, for the reason that is its cause. The process is of no further use: torch leaves its
+    current stream, and its generators, in a capture that never ends."""
 
 
 class Captured:
@@ -17,11 +27,21 @@ class Captured:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(posed)
+            for _ in range(WARM_UPS):
+                self._step(posed)
         torch.cuda.current_stream().wait_stream(stream)
+        gc.collect()  # what dies in a cycle is given back before the capture, not in it
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._results = self._step(posed)
+        first: Exception | None = None  # the end of a capture that failed raises as well, and says less
+        try:
+            with torch.cuda.graph(self._graph):
+                try:
+                    self._results = self._step(posed)
+                except Exception as error:
+                    first = error
+                    raise
+        except Exception as error:  # noqa: BLE001 - what an implementation does in a capture may raise anything
+            raise CaptureFailed("cannot be captured in a CUDA graph") from first or error
 
     def _step(self, posed: Posed) -> Tensors:
         if self._dout is None:

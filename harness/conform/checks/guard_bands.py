@@ -84,8 +84,9 @@ class _Allocations:
         @wraps(allocate)
         def guarding(*args: Any, **kwargs: Any) -> torch.Tensor:
             result = allocate(*args, **kwargs)
-            # An empty tensor is there to be resized, into whatever lies behind it.
-            if not result.dtype.is_floating_point or result.is_meta or not result.numel():
+            # A compiler's stand-ins have no memory, and an empty tensor is there to be resized.
+            stand_in = type(result) is not torch.Tensor or result.is_meta
+            if stand_in or not result.dtype.is_floating_point or not result.numel():
                 return result
             like = result.shape, result.stride(), result.dtype, result.device
             band = Guarded("memory it allocated", *like, apart=True)

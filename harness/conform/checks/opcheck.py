@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attnbench.harness.conform.posed import Declined, Posed
 
@@ -45,16 +46,32 @@ def check(posed: Posed) -> None:
     if not watch.seen:
         raise Declined("registers no operator of its own")
     for name, (operator, args, kwargs) in watch.seen.items():
-        fresh = tuple(_detached(x) for x in args)
+        gradients = _has_gradients(operator, args, kwargs)
         try:
-            torch.library.opcheck(operator, fresh, kwargs)
+            torch.library.opcheck(operator, _fresh(args, gradients=gradients), kwargs)
         except Exception as error:  # noqa: BLE001 - opcheck raises many kinds, and each is its verdict
             text = " ".join(str(error).split())
             posed.fail(f"opcheck of {name}: {text[:240]}", operator=name)
 
 
-def _detached(x: Any) -> Any:
-    """An argument as a caller would pass it, needing gradients where it can have one."""
-    if isinstance(x, torch.Tensor):
-        return x.detach().clone().requires_grad_(x.is_floating_point())
-    return [_detached(item) for item in x] if isinstance(x, list) else x
+def _has_gradients(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it can be differentiated by itself, eagerly: called below an autograd.Function, or in a backward, it need
+    not be, and opcheck would take the error that it raises for a fault."""
+    given = _fresh(args, gradients=True)
+    try:
+        results = [x for x in tree_leaves(operator(*given, **kwargs)) if isinstance(x, torch.Tensor)]
+        wanted = [x for x in tree_leaves(given) if isinstance(x, torch.Tensor) and x.requires_grad]
+        if sums := [x.sum() for x in results if x.requires_grad]:
+            torch.autograd.grad(sums, wanted, allow_unused=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _fresh(args: tuple[Any, ...], *, gradients: bool) -> tuple[Any, ...]:
+    """The arguments as a caller would pass them, needing gradients where that is said and they can have one."""
+
+    def fresh(x: Any) -> Any:
+        return x.detach().clone().requires_grad_(gradients and x.is_floating_point())
+
+    return tuple(tree_map_only(torch.Tensor, fresh, args))

@@ -231,6 +231,54 @@ def test_lse_gradient_sees_one_that_is_left_out(examine_on_cpu: Any, share: floa
     assert examine_on_cpu(DifferentiableLse(share), case("lse_gradient")).verdict is verdict
 
 
+@torch.library.custom_op("attnbench_tests::times_itself", mutates_args=())
+def times_itself(x: torch.Tensor) -> torch.Tensor:
+    """Without a gradient formula: to be called where gradients are no matter."""
+    return x * x
+
+
+@times_itself.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("attnbench_tests::ignores_its_fake", mutates_args=())
+def ignores_its_fake(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+@ignores_its_fake.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[::-1]).mT
+
+
+class Calls(torch.autograd.Function):
+    """The identity; an operator is called in the forward and in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, operator: Any) -> torch.Tensor:
+        ctx.operator = operator
+        operator(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
+        ctx.operator(dout)
+        return dout, None
+
+
+def calling(operator: Callable[[torch.Tensor], torch.Tensor]) -> Broken:
+    return Broken(out=lambda out: Calls.apply(out, operator))
+
+
+def test_opcheck_asks_no_gradient_of_an_operator_that_is_called_below_autograd(examine_on_cpu: Any) -> None:
+    outcome = examine_on_cpu(calling(times_itself), case("opcheck"))
+    assert outcome.verdict is Verdict.PASS, outcome.reason
+    outcome = examine_on_cpu(calling(ignores_its_fake), case("opcheck"))
+    assert outcome.verdict is Verdict.FAIL
+    assert outcome.facts["operator"] == "attnbench_tests.ignores_its_fake.default"
+
+
 # ---- what is declared unsupported ----------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.checks import guard_bands
@@ -91,6 +92,12 @@ def test_a_guarded_tensor_is_the_tensor_it_stands_for() -> None:
         assert band.tensor.stride() == like.stride()
         assert band.written() is None
         assert band.tensor.storage_offset() == (0 if apart else guard_bands.BAND)
+
+
+def test_what_a_compiler_asks_for_without_memory_is_let_through() -> None:
+    with guard_bands._Allocations() as allocations, FakeTensorMode():
+        assert torch.empty(3).new_empty(4).shape == (4,)
+    assert not allocations.guarded
 
 
 def test_torchs_functions_are_given_back() -> None:
