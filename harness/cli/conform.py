@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnbench.harness.cli import machine, options
+from attnbench.harness.cli.resume import check_ground
+from attnbench.harness.cli.run import ANYWAY
 from attnbench.harness.registry import entries
 from attnbench.harness.run.errors import Exit, RunError
-from attnbench.harness.run.gpus import visible_gpus
+from attnbench.harness.run.gpus import Gpu, visible_gpus
 from attnbench.harness.run.plan import select_impls
 
 if TYPE_CHECKING:
     from attnbench.harness.conform.case import Case
+    from attnbench.harness.conform.examination import Examination
+    from attnbench.harness.conform.matrix import Total
+    from attnbench.harness.conform.records import Recorded, Recorder
     from attnbench.harness.conform.reproduce import Reproducer
     from attnbench.harness.conform.verdict import Finding
 
@@ -27,6 +32,9 @@ Words = list[str] | None
 _select = partial(typer.Option, rich_help_panel="What to examine")
 _examine = partial(typer.Option, rich_help_panel="How to examine")
 _output = partial(typer.Option, rich_help_panel="Where to and how loud")
+
+RESUME = "Go on with the run in this folder: what it found is kept, what it did not examine is asked."
+BUDGET = "Seconds of examining; what is not answered by then is named as not examined, and --resume asks it."
 
 
 def conform(
@@ -41,6 +49,8 @@ def conform(
     list_cases: Annotated[
         bool, _select("--list", help="Print the cases and why they are there; run none.")
     ] = False,
+    resumed: Annotated[Path | None, _select("--resume", metavar="RUN_DIR", help=RESUME)] = None,
+    resume_anyway: Annotated[bool, _select("--resume-anyway", help=ANYWAY)] = False,
     device: Annotated[
         str | None, _examine(help="cpu, cuda or cuda:N (default the first GPU, else cpu).")
     ] = None,
@@ -48,6 +58,7 @@ def conform(
         int | None, _examine(help="Workers side by side (default: cores, twice as many for a GPU).", min=1)
     ] = None,
     time_limit: Annotated[float, _examine(help="Seconds a case may take.", min=1.0)] = 120.0,
+    budget: Annotated[float | None, _examine(help=BUDGET, min=1.0)] = None,
     scripts: Annotated[
         int,
         _output(help="Failures an implementation that are shrunk and shown by a script (0: none).", min=0),
@@ -63,80 +74,146 @@ def conform(
     quiet: Annotated[bool, _output("--quiet", "-q", help="Errors alone on stderr.")] = False,
 ) -> None:
     """Hold implementations to what they declare: every case a known bug or a question, every verdict with evidence."""
+    from attnbench.harness.conform.dealing import examine_all
     from attnbench.harness.conform.examination import Examination, jobs_for
-    from attnbench.harness.conform.records import Recorder
-    from attnbench.harness.conform.reproduce import FOLDER, reproduce, worst_first
+    from attnbench.harness.conform.records import Recorder, read
     from attnbench.harness.conform.suite import select
 
+    if resume_anyway and not resumed:
+        raise RunError("--resume-anyway: name the run's folder with --resume")
     gpus = visible_gpus()
-    (where,) = machine.choose_devices(options.split([device] if device else None)[:1], gpus)
-    kind = where.partition(":")[0]
-    cases = select(options.split(suite), kind, nightly=nightly, only=tuple(case or ()), seeds=seeds)
-    if list_cases:
-        typer.echo("\n".join(_listed(cases)))
-        return
-    impls = select_impls(entries(), options.split(impl), options.split(skip), "--impl")
-    folder = output_dir or machine.default_output((where,), gpus, Path("results", "conformance"))
-    recorder = Recorder(folder)
-    findings: list[Finding] = []
+    words = options.split([device] if device else None)[:1]
+    before = None
+    if resumed:
+        given = {"--impl": impl, "--skip": skip, "--suite": suite, "--case": case, "--nightly": nightly,
+                 "--seeds": seeds > 1, "--list": list_cases}  # fmt: skip
+        before = _before(resumed, given, output_dir)
+        where = _where(before, words, gpus, anyway=resume_anyway)
+        cases, impls, folder = list(before.cases.values()), before.impls, resumed
+    else:
+        (where,) = machine.choose_devices(words, gpus)
+        kind = where.partition(":")[0]
+        cases = select(options.split(suite), kind, nightly=nightly, only=tuple(case or ()), seeds=seeds)
+        if list_cases:
+            typer.echo("\n".join(_listed(cases)))
+            return
+        impls = select_impls(entries(), options.split(impl), options.split(skip), "--impl")
+        folder = output_dir or machine.default_output((where,), gpus, Path("results", "conformance"))
+    recorder, workers = Recorder(folder), jobs or jobs_for(where)
 
     def take(finding: Finding) -> None:
         recorder.append(finding)
-        findings.append(finding)
         if finding.failed and not quiet:
             typer.echo(_line(finding), err=True)
 
-    workers = jobs or jobs_for(where)
     with Examination(where, cases, time_limit_s=time_limit) as examination:
-        recorder.open(cases, ("bench", *sys.argv[1:]), examination.facts)
+        command = ("bench", *sys.argv[1:])
+        if before:
+            recorder.reopen(before, command, examination.facts)
+        else:
+            recorder.open(cases, command, examination.facts, impls=impls)
         try:
-            examination.run(impls, cases, workers, take)
-            chosen = worst_first(findings, cases, scripts)
-            shrunk = reproduce(examination, chosen, folder / FOLDER, shrink_seconds, workers)
+            found = before.found if before else ()
+            examine_all(examination, impls, cases, workers, take, budget_s=budget or math.inf, found=found)
+            _show(examination, recorder, scripts, shrink_seconds, workers, quiet=quiet)
         except KeyboardInterrupt:
-            raise RunError(f"interrupted; findings so far are in {folder}", Exit.INTERRUPTED) from None
-    if shrunk:
-        recorder.reproducers(shrunk)
-        if not quiet:
-            typer.echo("\n".join(map(_shrunk_line, shrunk)), err=True)
-    files = [folder / "cases.json", *recorder.files.values(), folder / "environment.json"]
-    files += [one.script for one in shrunk if one.script]
-    code = exit_code(findings)
-    _print(impls, findings, folder, files, code, as_json=as_json)
+            go_on = f"findings so far are in {folder}; go on with: bench conform --resume {folder}"
+            raise RunError(f"interrupted; {go_on}", Exit.INTERRUPTED) from None
+    recorded = read(folder)
+    code = exit_code(recorded)
+    if recorded.unexamined and not quiet:
+        count = len(recorded.unexamined)
+        typer.echo(f"{count} not examined; go on with: bench conform --resume {folder}", err=True)
+    _print(recorded, code, as_json=as_json)
     raise typer.Exit(code)
 
 
-def exit_code(findings: Iterable[Finding]) -> Exit:
-    """1 where something failed, 3 where not one case was answered."""
+def exit_code(recorded: Recorded) -> Exit:
+    """1 where something failed, 130 where something was not examined, 3 where not one case was answered."""
     from attnbench.harness.conform.verdict import Verdict
 
-    found = list(findings)
-    if any(finding.failed for finding in found):
+    if any(finding.failed for finding in recorded.findings):
         return Exit.CELLS
-    return Exit.OK if any(finding.verdict is Verdict.PASS for finding in found) else Exit.NOTHING
+    if recorded.unexamined:
+        return Exit.INTERRUPTED
+    passed = any(finding.verdict is Verdict.PASS for finding in recorded.findings)
+    return Exit.OK if passed else Exit.NOTHING
 
 
-def _print(
-    impls: Iterable[str],
-    findings: list[Finding],
-    folder: Path,
-    files: list[Path],
-    code: Exit,
-    *,
-    as_json: bool,
+def _before(folder: Path, given: Mapping[str, object], output_dir: Path | None) -> Recorded:
+    """The run to go on with; RunError where what is ``given`` would make another one of it."""
+    from attnbench.harness.conform.records import read
+
+    if told := [name for name, value in given.items() if value]:
+        raise RunError(f"{told[0]}: a resumed run keeps its cases and implementations; leave it out")
+    if output_dir and output_dir.resolve() != folder.resolve():
+        raise RunError("--output-dir: a resumed run stays in its folder; leave one of the two options out")
+    return read(folder)
+
+
+def _where(before: Recorded, words: Sequence[str], gpus: Sequence[Gpu], *, anyway: bool) -> str:
+    """The device to go on with, the run's own if ``words`` name none; RunError where it is of another kind than the
+    run's, or the commit or a library is another, unless ``anyway``."""
+    devices: list[dict[str, Any]] = before.environment.get("devices") or [{}]
+    begun = str(devices[0].get("id", "cpu"))
+    (where,) = machine.choose_devices(words or (begun,), gpus)
+    if where.partition(":")[0] != begun.partition(":")[0]:
+        raise RunError(f"--resume {before.folder}: the run is on {begun}, not {where}")
+    if not anyway:
+        check_ground(before.folder, (where,), gpus)
+    return where
+
+
+def _show(
+    examination: Examination, recorder: Recorder, scripts: int, seconds: float, jobs: int, *, quiet: bool
 ) -> None:
-    counts = {name: dict(Counter(f.verdict for f in findings if f.impl == name)) for name in impls}
-    if as_json:
-        failures = [finding.to_json() for finding in findings if finding.failed]
-        document = {
-            "folder": folder, "counts": counts, "failures": failures, "exit_code": int(code), "files": files,
-        }  # fmt: skip
-        typer.echo(json.dumps(document, default=str))
+    """Shrinks the failures of the whole run that were not shrunk before."""
+    from attnbench.harness.conform.records import read
+    from attnbench.harness.conform.reproduce import FOLDER, reproduce, worst_first
+
+    recorded = read(recorder.folder)
+    shrunk = list(recorded.reproducers)
+    shown = {(one["impl"], one["found"]) for one in shrunk}
+    chosen = worst_first(recorded.findings, recorded.cases, scripts)
+
+    def keep(one: Reproducer) -> None:
+        shrunk.append(one.to_json())
+        recorder.reproducers(shrunk)
+        if not quiet:
+            typer.echo(_shrunk_line(one), err=True)
+
+    failures = [failure for failure in chosen if failure[0].pair not in shown]
+    reproduce(examination, failures, recorder.folder / FOLDER, seconds, jobs, keep)
+
+
+def _print(recorded: Recorded, code: Exit, *, as_json: bool) -> None:
+    from attnbench.harness.conform.matrix import totals
+    from attnbench.harness.conform.records import CASES
+    from attnbench.harness.conform.reproduce import FOLDER
+    from attnbench.harness.run.environment import FILE
+
+    folder, found = recorded.folder, totals([recorded])
+    shown = [folder / FOLDER / one["script"] for one in recorded.reproducers if one["script"]]
+    files = [folder / CASES, *sorted(folder.glob("findings-*.jsonl")), folder / FILE, *shown]
+    if not as_json:
+        for total in found:
+            typer.echo("\t".join([total.impl, *total.words]))
+        typer.echo("\n".join(map(str, files)))
         return
-    for name, verdicts in counts.items():
-        words = (f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-        typer.echo("\t".join([name, *words]))
-    typer.echo("\n".join(map(str, files)))
+    document = {
+        "folder": folder,
+        "counts": {total.impl: total.verdicts for total in found},
+        "bounds": {total.impl: _bound(total) for total in found if total.answered},
+        "failures": [finding.to_json() for finding in recorded.findings if finding.failed],
+        "not_examined": recorded.unexamined,
+        "exit_code": int(code),
+        "files": files,
+    }
+    typer.echo(json.dumps(document, default=str))
+
+
+def _bound(total: Total) -> dict[str, float]:
+    return {"answered": total.answered, "failed": total.failed, "below_at_95_percent": total.bound}
 
 
 def _shrunk_line(one: Reproducer) -> str:

@@ -55,17 +55,7 @@ class Recorded:
 
     def check_ground(self, devices: tuple[str, ...], gpus: Sequence[Gpu]) -> None:
         """RunError where the figures to come would stand on another card, commit or library than those there are."""
-        from attnbench.harness.run.environment import FILE, differences, ground, ground_here
-
-        try:
-            recorded = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # ended before it was written: nothing was measured yet
-        names = [gpus[int(device.partition(":")[2])].name if device != "cpu" else "cpu" for device in devices]
-        if found := differences(ground(recorded), ground_here(names)):
-            raise RunError(
-                f"--resume {self.folder}: {'; '.join(found)}; --resume-anyway goes on, and the run says so"
-            )
+        check_ground(self.folder, devices, gpus)
 
     def only_suite(self) -> str:
         """The suite that filters apply to when none is named; RunError when the run holds several."""
@@ -73,6 +63,19 @@ class Recorded:
         if len(suites) > 1:
             raise RunError(f"--resume {self.folder} holds suites {', '.join(suites)}: name one with --suite")
         return suites[0]
+
+
+def check_ground(folder: Path, devices: tuple[str, ...], gpus: Sequence[Gpu]) -> None:
+    """RunError where the run in ``folder`` was begun on another kind of card, commit or library than there are here."""
+    from attnbench.harness.run.environment import FILE, differences, ground, ground_here
+
+    try:
+        recorded = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # ended before it was written: nothing was measured yet
+    names = [gpus[int(device.partition(":")[2])].name if device != "cpu" else "cpu" for device in devices]
+    if found := differences(ground(recorded), ground_here(names)):
+        raise RunError(f"--resume {folder}: {'; '.join(found)}; --resume-anyway goes on, and the run says so")
 
 
 def read_recorded(folder: Path) -> Recorded:

@@ -8,10 +8,17 @@ from typing import Any
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.process import Worker, WorkerLost
+from attnbench.harness.run.record import Status
 
 START_LIMIT_S = 120.0
+MOST_STARTS = 3
+"""Workers that did not come up, without a case answered in between, after which no other is started."""
 MOST_LOSSES = 8
 """Workers lost in a row, without a case answered in between, after which no other is started."""
+
+
+class NotStarted(WorkerLost):
+    """No worker came up, whatever it was to be asked: a fault of the machine, or of what is installed on it."""
 
 
 class Candidate:
@@ -28,22 +35,49 @@ class Candidate:
         self._ended = False
 
     def hello(self) -> Message:
-        """What the worker says of itself, starting it if need be; WorkerLost when none comes up."""
+        """What the worker says of itself, starting it if need be; NotStarted when none comes up."""
         if self._ended:
             raise RunError(f"the examination of {self.role} was ended", Exit.INTERRUPTED)
         if self._worker is None:
-            if len(self._losses) >= MOST_LOSSES:
-                last = self._losses[-1]
-                reason = f"not started again after {MOST_LOSSES} losses in a row; last: {last.reason}"
-                raise WorkerLost(last.status, reason, last.evidence)
-            self._worker = Worker(*self._start, serves=self._serves)
-            self.about = self._request("hello", START_LIMIT_S)
+            self._give_up_after_many()
+            self.about = self._started()
         return self.about
 
-    def ask(self, operation: str, **arguments: Any) -> Message:
+    def _give_up_after_many(self) -> None:
+        not_started = sum(isinstance(loss, NotStarted) for loss in self._losses)
+        if not_started < MOST_STARTS and len(self._losses) < MOST_LOSSES:
+            return
+        last = self._losses[-1]
+        reason = f"not started again after {len(self._losses)} losses in a row; last: {last.reason}"
+        raise type(last)(last.status, reason, last.evidence)
+
+    def _started(self) -> Message:
+        """Starts a worker, and returns what it says of itself."""
+        try:
+            self._worker = Worker(*self._start, serves=self._serves)
+            reply = self._request("hello", START_LIMIT_S)
+        except WorkerLost as lost:
+            raise self._not_started(lost.status, lost.reason, lost.evidence) from None
+        if not reply["ok"]:
+            self.close()
+            raise self._not_started(Status(reply["status"]), reply["reason"], reply["evidence"])
+        return reply
+
+    def _not_started(self, status: Status, reason: str, evidence: str) -> NotStarted:
+        # Memory that runs out before any case is posed is no answer to one.
+        status = Status.ERROR if status is Status.OOM else status
+        lost = NotStarted(status, f"its worker does not start: {reason}", evidence)
+        self._losses.append(lost)
+        return lost
+
+    def ask(self, operation: str, *, limit_s: float | None = None, **arguments: Any) -> Message:
         """The answer, good or bad (``ok``); raises WorkerLost when the worker is gone, which the next ask replaces."""
         self.hello()
-        reply = self._request(operation, self._time_limit_s, **arguments)
+        try:
+            reply = self._request(operation, limit_s or self._time_limit_s, **arguments)
+        except WorkerLost as lost:
+            self._losses.append(lost)
+            raise
         self._losses.clear()
         return reply
 
@@ -52,9 +86,8 @@ class Candidate:
         try:
             self._worker.ask(operation, **arguments)
             reply = self._worker.answer(limit_s)
-        except WorkerLost as lost:
+        except WorkerLost:
             self._worker = None
-            self._losses.append(lost)
             raise
         if reply.get("fatal"):
             self._worker = None

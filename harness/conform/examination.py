@@ -1,4 +1,4 @@
-"""A conformance run: every case to every implementation, each in a process of its own; what came of it, as findings.
+"""Examines: a case put to an implementation, which has a process of its own; what came of it, as a finding.
 
 This process imports no torch. One thread asks one worker at a time; the referee answers each question once, into a
 file that all workers read.
@@ -7,34 +7,30 @@ file that all workers read.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tempfile
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from attnbench.harness.conform.candidate import Candidate
+from attnbench.harness.conform.candidate import Candidate, NotStarted
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.checks import CHECKS
-from attnbench.harness.conform.suite import sharing, widest
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.suite import widest
+from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.lock import device_lock
 from attnbench.harness.run.process import REFEREE, WorkerLost
-from attnbench.harness.run.waiting import wait_for_all
 
 # Named, not imported: these modules import torch.
 EXAMINER = "attnbench.harness.conform.examiner:Examiner"
 ARBITER = "attnbench.harness.conform.referee:Referee"
 TIME_LIMIT_S = 120.0
-
-Tell = Callable[[Finding], None]
 
 
 class OracleFailed(Exception):
@@ -44,7 +40,8 @@ class OracleFailed(Exception):
 class Examination:
     """Examines on one device. Use as a context: the workers end with it.
 
-    cases: all that may be asked, so that one oracle serves them. time_limit_s: of one case.
+    cases: all that may be asked, so that one oracle serves them. time_limit_s: of one case. ended: whether ``kill`` was
+    called: what is said of a worker since then is no finding.
     """
 
     def __init__(self, device: str, cases: Iterable[Case], *, time_limit_s: float = TIME_LIMIT_S) -> None:
@@ -55,7 +52,7 @@ class Examination:
         self._answers: dict[tuple[str, bool], str | OracleFailed] = {}
         self._candidates: dict[tuple[str, int], Candidate] = {}
         self._lock = threading.Lock()
-        self._ended = False
+        self.ended = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -86,28 +83,42 @@ class Examination:
         except WorkerLost:
             return {}
 
-    def examine(self, impl: str, case: Case, part: int = 0) -> Finding:
-        """One case, one implementation. part: which of several workers of the implementation is asked."""
+    def examine(
+        self,
+        impl: str,
+        case: Case,
+        part: int = 0,
+        *,
+        limit_s: float = math.inf,
+        memory_share: float = 1.0,
+    ) -> Finding:
+        """One case, one implementation. part: which of several workers of the implementation is asked.
+
+        limit_s: where it is shorter than the examination's own. memory_share: of the device's memory, what it may take.
+        """
         candidate = self._candidate(impl, part)
-        reply = self._ask(candidate, case)
+        reply = self._ask(candidate, case, min(limit_s, self._time_limit_s), memory_share)
         version = candidate.about.get("version", "unknown")
         known = {f.name for f in dataclasses.fields(Finding)}
         fields = {name: value for name, value in reply.items() if name in known}
         return Finding(case=case.id, impl=impl, impl_version=version, device=self.device, **fields)
 
-    def _ask(self, candidate: Candidate, case: Case) -> Message:
+    def _ask(self, candidate: Candidate, case: Case, limit_s: float, memory_share: float) -> Message:
         try:
             about = candidate.hello()
-            if not about["ok"]:
-                return {"verdict": Verdict(about["status"])} | about
             if about["unavailable"]:
                 return {"verdict": Verdict.UNAVAILABLE, "reason": about["unavailable"]}
             oracle = self._answer(case) if CHECKS[case.check].oracle else ""
-            reply = candidate.ask("examine", case=case.to_json(), oracle=oracle)
+            reply = candidate.ask(
+                "examine", limit_s=limit_s, case=case.to_json(), oracle=oracle, memory_share=memory_share
+            )
         except WorkerLost as lost:
-            return {"verdict": Verdict(lost.status), "reason": lost.reason, "evidence": lost.evidence}
+            facts = NOT_ASKED if isinstance(lost, NotStarted) else {}
+            return {
+                "verdict": Verdict(lost.status), "reason": lost.reason, "evidence": lost.evidence, "facts": facts,
+            }  # fmt: skip
         except OracleFailed as error:
-            return {"verdict": Verdict.ERROR, "reason": f"not judged: {error}"}
+            return {"verdict": Verdict.ERROR, "reason": f"not judged: {error}", "facts": NOT_ASKED}
         if not reply["ok"]:
             return {"verdict": Verdict(reply["status"])} | reply
         return reply | {"verdict": Verdict(reply["verdict"])}
@@ -118,9 +129,10 @@ class Examination:
             return ""
         most = self._asks_most.get(case.question, case)
         key = (case.question, most.problem.direction != "fwd")
-        with self._lock:
-            if key not in self._answers:
-                self._answers[key] = self._solve(most)
+        if key not in self._answers:
+            with self._lock:
+                if key not in self._answers:  # while this thread waited, another may have asked
+                    self._answers[key] = self._solve(most)
         answer = self._answers[key]
         if isinstance(answer, OracleFailed):
             raise answer
@@ -150,61 +162,20 @@ class Examination:
             raise RunError(f"no script: {reply['reason']}")
         return str(reply["source"])
 
-    # ---- all of them --------------------------------------------------------------------------------------
+    # ---- its end ------------------------------------------------------------------------------------------
 
-    def run(self, impls: Sequence[str], cases: Sequence[Case], jobs: int, tell: Tell) -> list[Finding]:
-        """Every case to every implementation, ``jobs`` workers side by side; cases that need the device to themselves
-        last, one at a time. tell is called with each finding, one call at a time.
-        """
-        together = sharing(case for case in cases if not case.alone)
-        alone = sharing(case for case in cases if case.alone)
-        findings: list[Finding] = []
-        telling = threading.Lock()
+    def close(self, impl: str, part: int = 0) -> None:
+        """Ends one worker; the next case starts it again."""
+        self._candidate(impl, part).close()
 
-        def work(impl: str, mine: Sequence[Case], part: int = 0) -> None:
-            for case in mine:
-                finding = self.examine(impl, case, part)
-                with telling:
-                    findings.append(finding)
-                    tell(finding)
-            self._candidate(impl, part).close()
-
-        with ThreadPoolExecutor(max(1, jobs)) as pool:
-            try:
-                tasks = self._tasks(impls, together, jobs, pool)
-                wait_for_all([pool.submit(work, *task) for task in tasks])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._kill()
-                raise
-        for impl in impls if alone else ():
-            work(impl, alone)
-        return findings
-
-    def _tasks(
-        self, impls: Sequence[str], cases: Sequence[Case], jobs: int, pool: ThreadPoolExecutor
-    ) -> list[tuple[str, list[Case], int]]:
-        """Who is asked what by which worker: a slow compiler's cases are dealt to several, and begin first."""
-        tasks = []
-        abouts = [pool.submit(self.about, impl) for impl in impls]
-        wait_for_all(abouts)
-        for impl, about in zip(impls, abouts, strict=True):
-            parts = max(1, min(about.result().get("compile_processes", 1), jobs // 2))
-            deal: list[list[Case]] = [[] for _ in range(parts)]
-            for case in cases:
-                deal[zlib.crc32(case.question.encode()) % parts].append(case)
-            tasks += [(parts, impl, hand, part) for part, hand in enumerate(deal)]
-        tasks.sort(key=lambda task: -task[0])
-        return [(impl, hand, part) for _, impl, hand, part in tasks]
-
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """Ends every worker; the threads that wait for them get an error, and no other is started."""
-        self._ended = True
+        self.ended = True
         for candidate in [*self._candidates.values(), self._referee]:
             candidate.kill()
 
     def _candidate(self, impl: str, part: int = 0) -> Candidate:
-        if self._ended:
+        if self.ended:
             raise RunError("the examination was ended", Exit.INTERRUPTED)
         if (impl, part) not in self._candidates:
             self._candidates[impl, part] = self._make(impl, EXAMINER)

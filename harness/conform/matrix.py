@@ -6,13 +6,14 @@ put to the test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.records import Recorded
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.verdict import FAILURES, Finding, Verdict
 from attnbench.harness.problem import DTYPES, Problem
 
 MOST_REASONS = 3
@@ -186,13 +187,62 @@ def _device(run: Recorded) -> str:
 
 def false_alarm_bound(passed: int, failed: int, confidence: float = 0.95) -> float:
     """The highest rate of failures that ``failed`` of ``passed + failed`` still allow (Clopper-Pearson, one-sided)."""
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
-    test = binomtest(failed, passed + failed, alternative="less")
-    return float(test.proportion_ci(confidence, "exact").high)
+    return float(betaincinv(failed + 1, passed, confidence)) if passed else 1.0
 
 
-def answered(findings: Iterable[Finding]) -> tuple[int, int]:
-    """How many findings are a pass, and how many a failure."""
-    found = list(findings)
-    return sum(f.verdict is Verdict.PASS for f in found), sum(f.failed for f in found)
+@dataclass(frozen=True)
+class Total:
+    """One implementation on one device: how many cases ended in which verdict, and how many were not examined."""
+
+    device: str
+    impl: str
+    verdicts: dict[str, int]
+    unexamined: int
+
+    @property
+    def passed(self) -> int:
+        return self.verdicts.get(Verdict.PASS, 0)
+
+    @property
+    def failed(self) -> int:
+        return sum(self.verdicts.get(verdict, 0) for verdict in FAILURES)
+
+    @property
+    def answered(self) -> int:
+        """Cases that passed or failed: those that the bound is of."""
+        return self.passed + self.failed
+
+    @property
+    def bound(self) -> float:
+        """``false_alarm_bound`` of them: where the implementation is right, every failure is a false alarm."""
+        return false_alarm_bound(self.passed, self.failed)
+
+    @property
+    def words(self) -> list[str]:
+        """``7 PASS``, ``1 FAIL``, ``2 NOT EXAMINED``, and the bound."""
+        counts = {**self.verdicts, "NOT EXAMINED": self.unexamined}
+        found = [f"{count} {verdict}" for verdict, count in sorted(counts.items()) if count]
+        if self.answered:
+            found.append(
+                f"{self.failed} of {self.answered} failed, a rate below {100 * self.bound:.3g}% (95%)"
+            )
+        return found
+
+
+def totals(runs: Sequence[Recorded]) -> list[Total]:
+    """One a device and implementation, of all runs; in the order that they were asked."""
+    verdicts: dict[tuple[str, str], Counter[str]] = {}
+    unexamined: Counter[tuple[str, str]] = Counter()
+    for run in runs:
+        device = _device(run)
+        for impl in run.impls:
+            verdicts.setdefault((device, impl), Counter())
+        for finding in run.findings:
+            verdicts.setdefault((device, finding.impl), Counter())[finding.verdict] += 1
+        unexamined.update((device, impl) for impl, _ in run.unexamined)
+    return [
+        Total(*place, {str(verdict): count for verdict, count in counts.items()}, unexamined[place])
+        for place, counts in verdicts.items()
+    ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from attnbench.harness.conform.verdict import Finding, Verdict
 from attnbench.harness.run.errors import RunError
 from attnbench.harness.run.evidence import evidence
 from attnbench.harness.run.process import environment_of
+from attnbench.harness.run.waiting import wait_for_all
 
 FOLDER = "reproducers"
 RUN_LIMIT_S = 180.0
@@ -50,12 +52,13 @@ class Reproducer:
         }
 
 
-def worst_first(findings: Iterable[Finding], cases: Sequence[Case], most: int) -> list[tuple[Finding, Case]]:
+def worst_first(
+    findings: Iterable[Finding], by_id: Mapping[str, Case], most: int
+) -> list[tuple[Finding, Case]]:
     """At most ``most`` failures of each implementation, one a named case, in the order found."""
-    by_id = {case.id: case for case in cases}
     chosen: dict[tuple[str, str], tuple[Finding, Case]] = {}
     for finding in findings:
-        if finding.failed:
+        if finding.failed and finding.asked:
             case = by_id[finding.case]
             chosen.setdefault((finding.impl, f"{case.suite}/{case.name}"), (finding, case))
     taken: dict[str, int] = {}
@@ -73,35 +76,52 @@ def reproduce(
     folder: Path,
     seconds: float,
     jobs: int,
-) -> list[Reproducer]:
+    tell: Callable[[Reproducer], None],
+) -> None:
     """Shrinks each failure within ``seconds`` and writes a script into ``folder``, with what it printed beside it.
 
-    One implementation's after one another, ``jobs`` implementations side by side.
+    One implementation's after one another, ``jobs`` implementations side by side. tell is called with each, one call at
+    a time.
     """
     by_impl: dict[str, list[tuple[Finding, Case]]] = {}
     for pair in failures:
         by_impl.setdefault(pair[0].impl, []).append(pair)
+    telling = threading.Lock()
+
+    def work(own: Sequence[tuple[Finding, Case]]) -> None:
+        for reproducer in _of_one(examination, own, folder, seconds):
+            with telling:
+                tell(reproducer)
+        examination.close(own[0][0].impl)
+
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        found = pool.map(lambda own: _of_one(examination, own, folder, seconds), by_impl.values())
-        return [reproducer for own in found for reproducer in own]
+        try:
+            wait_for_all([pool.submit(work, own) for own in by_impl.values()])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            examination.kill()
+            raise
 
 
 def _of_one(
     examination: Examination, failures: Sequence[tuple[Finding, Case]], folder: Path, seconds: float
-) -> list[Reproducer]:
-    shown: set[tuple[str, str]] = set()
-    reproducers = []
+) -> Iterator[Reproducer]:
+    shown: dict[tuple[str, str], str] = {}
     for found, case in failures:
         small, finding = shrink(case, found, _asking(examination, found.impl), seconds=seconds)
-        if (small.check, small.problem.key) not in shown:  # else the same fault, met by another case
-            shown.add((small.check, small.problem.key))
-            reproducers.append(_shown(examination, found, case, small, finding, folder))
-    return reproducers
+        first = shown.setdefault((small.check, small.problem.key), found.case)
+        if first == found.case:
+            yield _shown(examination, found, case, small, finding, folder)
+        else:
+            yield Reproducer(found, small, finding, None, f"the same fault as {first}")
 
 
 def _shown(
     examination: Examination, found: Finding, case: Case, small: Case, finding: Finding, folder: Path
 ) -> Reproducer:
+    if small.problem.dropout_p:
+        why = "a script does not know which weights were dropped, which the harness recovers"
+        return Reproducer(found, small, finding, None, why)
     try:
         text = examination.script(found.impl, small, finding.reason, case.id)
     except RunError as error:

@@ -25,7 +25,12 @@ class Verdict(StrEnum):
     ERROR = "ERROR"  # it raised on what it declares supported
 
 
+Pair = tuple[str, str]
+"""An implementation's name and a case's id: what there is one finding of."""
 FAILURES = (Verdict.FAIL, Verdict.TIMEOUT, Verdict.CRASHED, Verdict.ERROR)
+
+NOT_ASKED = {"asked": False}
+"""Facts of a finding that says nothing of the implementation."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,18 @@ class Finding:
             )
 
     @property
+    def pair(self) -> Pair:
+        return self.impl, self.case
+
+    @property
     def failed(self) -> bool:
         return self.verdict in FAILURES
+
+    @property
+    def asked(self) -> bool:
+        """Whether the case was put to the implementation; where its worker did not start, or the referee had no right
+        answer, it was not, and the machine is at fault."""
+        return bool(self.facts.get("asked", True))
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "kind": "finding"} | dataclasses.asdict(self)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from attnbench.harness.conform.matrix import tables
+from attnbench.harness.conform.case import Case
+from attnbench.harness.conform.matrix import tables, totals
 from attnbench.harness.conform.records import Recorded
+from attnbench.harness.conform.reproduce import FOLDER
+from attnbench.harness.conform.verdict import Finding, Pair
 from attnbench.harness.report.escape import markdown_escape
 from attnbench.harness.run.errors import Exit, RunError
 
@@ -25,7 +28,14 @@ def write_matrix(runs: Sequence[Recorded], folder: Path) -> list[Path]:
         undefined=StrictUndefined,
     )
     environment.filters |= {"cut": _cut, "cell": markdown_escape}
-    context = {"tables": tables(runs), "runs": [run.folder.name for run in runs]}
+    context = {
+        "tables": tables(runs),
+        "totals": totals(runs),
+        "failures": [failure for run in runs for failure in _failures(run)],
+        "unexamined": _by_implementation(pair for run in runs for pair in run.unexamined),
+        "runs": [run.folder.name for run in runs],
+        "folder": FOLDER,
+    }
     written = []
     for name in ("matrix.md", "matrix.html"):
         path = folder / name
@@ -35,6 +45,19 @@ def write_matrix(runs: Sequence[Recorded], folder: Path) -> list[Path]:
             raise RunError(f"cannot write {path}: {error.strerror}", Exit.MACHINE) from error
         written.append(path)
     return written
+
+
+def _failures(run: Recorded) -> list[tuple[Finding, Case, str]]:
+    """Each failure with its case and the script that shows it, empty where there is none."""
+    scripts = {(one["impl"], one["found"]): one["script"] for one in run.reproducers}
+    return [(f, run.cases[f.case], scripts.get(f.pair) or "") for f in run.findings if f.failed]
+
+
+def _by_implementation(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for impl, case in pairs:
+        found.setdefault(impl, []).append(case)
+    return found
 
 
 def _cut(text: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from attnbench.harness.cli import app
 from attnbench.harness.conform import records
+from attnbench.harness.conform.dealing import examine_all
 from attnbench.harness.conform.examination import Examination
 from attnbench.harness.conform.reproduce import SHOWS_IT, run_script
 from attnbench.harness.conform.suite import select
@@ -80,12 +82,11 @@ def found(suite: str) -> Findings:
     cases = select([suite], "cpu")
     told: list[Finding] = []
     with Examination("cpu", cases) as examination:
-        findings = examination.run(
-            ["right", "last-key", "aborts", "raises", "sdpa-cudnn"], cases, 2, told.append
+        examine_all(
+            examination, ["right", "last-key", "aborts", "raises", "sdpa-cudnn"], cases, 2, told.append
         )
-    assert told == findings
-    assert len(findings) == 15
-    return by_name(findings)
+    assert len(told) == 15
+    return by_name(told)
 
 
 def test_a_right_one_passes_everything(found: Findings) -> None:
@@ -117,7 +118,7 @@ def test_one_that_hangs_is_ended_and_started_again(suite: str) -> None:
     cases = select([suite], "cpu", only=["even", "odd"])
     with Examination("cpu", cases, time_limit_s=20.0) as examination:
         examination.examine("hangs", cases[0])  # its imports are not what is timed
-        examination._candidate("hangs")._time_limit_s = 3.0
+        examination._time_limit_s = 3.0
         found = [examination.examine("hangs", case).verdict for case in (cases[1], cases[0])]
     assert found == [Verdict.TIMEOUT, Verdict.PASS]
 
@@ -138,7 +139,10 @@ def test_ctrl_c_ends_it_at_once_and_keeps_what_was_found(suite: str, tmp_path: P
             process.kill()
     assert process.returncode == Exit.INTERRUPTED
     assert f"interrupted; findings so far are in {tmp_path / 'out'}" in said
-    assert len(records.read(tmp_path / "out").findings) >= 4
+    left = records.read(tmp_path / "out")
+    # The worker that hung was killed with the run: that is no finding, and a resumed run asks the case.
+    assert [finding.verdict for finding in left.findings] == [Verdict.PASS] * 4
+    assert {impl for impl, _ in left.unexamined} == {"hangs"}
     assert not workers_of(process.pid)
 
 
@@ -163,6 +167,14 @@ def _read(path: Path) -> bytes:
 
 def bench(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["conform", "--device", "cpu", *map(str, arguments)], prog_name="bench")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_commit() -> Iterator[None]:
+    """A run is gone on with at the commit that it began with, whatever is committed to the tree meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTNBENCH_COMMIT", "ba9876543210")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +266,78 @@ def test_a_folder_with_a_run_is_not_written_over(suite: str, run: tuple[Any, Pat
     answer = bench("--impl", "right", "--suite", suite, "--output-dir", run[1])
     assert answer.exit_code == Exit.USAGE
     assert "holds a conformance run already" in answer.stderr
+
+
+def lines(folder: Path, impl: str) -> list[str]:
+    return (folder / f"findings-{impl}.jsonl").read_text().splitlines()
+
+
+@pytest.fixture
+def cut_short(run: tuple[Any, Path], tmp_path: Path) -> Path:
+    """The run as a kill left it: ``right`` has one finding, the failing one of ``last-key`` is torn."""
+    folder = tmp_path / "cut-short"
+    shutil.copytree(run[1], folder, ignore=shutil.ignore_patterns("reproducers*"))
+    (folder / "findings-right.jsonl").write_text(lines(run[1], "right")[0] + "\n")
+    found = lines(run[1], "last-key")
+    torn = next(line for line in found if '"FAIL"' in line)[:50]
+    (folder / "findings-last-key.jsonl").write_text(
+        "\n".join([line for line in found if "PASS" in line] + [torn])
+    )
+    return folder
+
+
+def test_a_run_that_was_cut_short_is_gone_on_with(run: tuple[Any, Path], cut_short: Path) -> None:
+    kept = lines(cut_short, "right"), lines(cut_short, "last-key")[:2]
+    assert len(records.read(cut_short).unexamined) == 3
+    answer = bench("--resume", cut_short, "--json", "--shrink-seconds", "1")
+    assert answer.exit_code == Exit.CELLS, answer.stderr
+    document = json.loads(answer.stdout)
+    assert document["counts"] == {"last-key": {"PASS": 2, "FAIL": 1}, "right": {"PASS": 3}}
+    assert document["not_examined"] == []
+    assert document["bounds"]["right"]["answered"] == 3
+    assert (lines(cut_short, "right")[:1], lines(cut_short, "last-key")[:2]) == kept
+    (shrunk,) = records.read(cut_short).reproducers
+    assert shrunk["script"] == "last-key-planted-tail.py"
+    (call,) = records.read(cut_short).environment["resumed"]
+    assert call["differs"] == []
+    # Nothing is left to ask or to shrink: no worker but the referee is started.
+    again = bench("--resume", cut_short)
+    assert again.exit_code == Exit.CELLS
+    assert "shrunk" not in again.stderr
+    assert records.read(cut_short).reproducers == [shrunk]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--impl", "right"], "--impl: a resumed run keeps its cases and implementations"),
+        (["--seeds", "2"], "--seeds: a resumed run keeps its cases"),
+        (["--output-dir", "elsewhere"], "--output-dir: a resumed run stays in its folder"),
+    ],
+)
+def test_a_resumed_run_stays_what_it_was(cut_short: Path, arguments: list[str], said: str) -> None:
+    answer = bench("--resume", cut_short, *arguments)
+    assert (answer.exit_code, len(answer.stderr.splitlines())) == (Exit.USAGE, 1)
+    assert said in answer.stderr
+
+
+def test_another_commit_is_not_gone_on_with_unasked(cut_short: Path) -> None:
+    path = cut_short / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0123456789ab"}))
+    answer = bench("--resume", cut_short)
+    assert answer.exit_code == Exit.USAGE
+    assert "commit was 0123456789ab" in answer.stderr
+    assert "--resume-anyway goes on" in answer.stderr
+
+
+def test_a_run_whose_budget_is_spent_names_what_it_did_not_examine(suite: str, tmp_path: Path) -> None:
+    answer = bench("--impl", "hangs", "--suite", suite, "--case", "odd", "--budget", "1", "--output-dir", tmp_path,
+                   "--json")  # fmt: skip
+    assert answer.exit_code == Exit.INTERRUPTED
+    document = json.loads(answer.stdout)
+    assert document["counts"] == {"hangs": {}}
+    assert [impl for impl, _ in document["not_examined"]] == ["hangs"]
+    assert f"1 not examined; go on with: bench conform --resume {tmp_path}" in answer.stderr
 
 
 def test_the_list_says_why(suite: str) -> None:

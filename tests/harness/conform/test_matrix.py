@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import comb
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ from typer.testing import CliRunner
 
 from attnbench.harness.cli import app
 from attnbench.harness.conform.case import Case
-from attnbench.harness.conform.matrix import all_features, false_alarm_bound, features, tables
+from attnbench.harness.conform.matrix import all_features, false_alarm_bound, features, tables, totals
 from attnbench.harness.conform.records import Recorded, Recorder
 from attnbench.harness.conform.suite import select, suite_names
 from attnbench.harness.conform.verdict import Finding, Verdict
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
+from attnbench.harness.report.escape import markdown_escape
 from attnbench.harness.run.errors import Exit
 
 FACTS = {"torch": "2", "cuda": None, "id": "cpu", "name": "cpu"}
 FULL = Case(Problem(1, 2, 9, 8, dtype="fp32"), "c", "w", suite="causal")
+SEEN = dataclasses.replace(FULL, suite="gqa")
 CAUSAL = dataclasses.replace(FULL, problem=dataclasses.replace(FULL.problem, mask=Mask.causal(), seqlen_k=12))
 
 
@@ -30,7 +33,8 @@ def finding(case: Case, verdict: Verdict, impl: str = "a", reason: str = "plante
 def recorded(*pairs: tuple[Case, Verdict, str]) -> Recorded:
     findings = [finding(case, verdict, impl) for case, verdict, impl in pairs]
     cases = {case.id: case for case, _, _ in pairs}
-    return Recorded(Path("run"), cases, findings, {"devices": [FACTS]}, [])
+    impls = tuple(dict.fromkeys(impl for _, _, impl in pairs))
+    return Recorded(Path("run"), cases, impls, findings, {"devices": [FACTS]})
 
 
 def word(run: Recorded, feature: str, impl: str) -> str | None:
@@ -79,15 +83,30 @@ def test_what_was_not_asked_is_empty_and_who_is_not_there_is_left_out() -> None:
 def test_the_bound_is_the_rule_of_three() -> None:
     assert false_alarm_bound(3000, 0) == pytest.approx(3 / 3000, rel=0.01)
     assert false_alarm_bound(2999, 1) > 1.5 * false_alarm_bound(3000, 0)
+    # By its definition: so few failures, or fewer, have a chance of 5%.
+    p = false_alarm_bound(27, 3)
+    assert sum(comb(30, k) * p**k * (1 - p) ** (30 - k) for k in range(4)) == pytest.approx(0.05)
+    assert false_alarm_bound(0, 2) == 1.0
+
+
+def test_what_was_not_examined_is_counted_and_never_passed() -> None:
+    run = recorded(
+        (FULL, Verdict.PASS, "a"), (CAUSAL, Verdict.REFUSED, "a"), (FULL, Verdict.UNAVAILABLE, "b")
+    )
+    a, b = totals([run])
+    assert run.unexamined == [("b", CAUSAL.id)]
+    assert a.words == ["1 PASS", "1 REFUSED", "0 of 1 failed, a rate below 95% (95%)"]
+    assert b.words == ["1 NOT EXAMINED", "1 UNAVAILABLE"]
 
 
 def test_the_pages_are_written_and_escape_what_records_say(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     recorder = Recorder(folder)
-    recorder.open([FULL, CAUSAL], ("bench",), FACTS)
+    recorder.open([FULL, CAUSAL, SEEN], ("bench",), FACTS, impls=["a"])
     hostile = "<script>alert(1)</script> | *x*"
     recorder.append(finding(FULL, Verdict.FAIL, reason=hostile))
     recorder.append(finding(CAUSAL, Verdict.PASS))
+    recorder.reproducers([{"impl": "a", "found": FULL.id, "script": "a-causal-c.py"}])
     answer = CliRunner().invoke(
         app, ["matrix", str(folder), "--output-dir", str(tmp_path)], prog_name="bench"
     )
@@ -99,6 +118,10 @@ def test_the_pages_are_written_and_escape_what_records_say(tmp_path: Path) -> No
     assert "| no mask, forward | **FAIL** 1 |" in text
     assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| \*x\*" in text
     assert "| causal, aligned bottom right, forward | yes 1 |" in text
+    assert "- a on cpu: 1 FAIL, 1 NOT EXAMINED, 1 PASS, 1 of 2 failed, a rate below 97.5% (95%)" in text
+    assert f"- a: {markdown_escape(SEEN.id)}\n" in text
+    assert f"- a, {markdown_escape(FULL.id)}: FAIL. &lt;script" in text
+    assert " Shown by reproducers/a-causal-c.py" in text
     missing = CliRunner().invoke(app, ["matrix", str(tmp_path / "none")], prog_name="bench")
     assert missing.exit_code == Exit.USAGE
     assert "holds no conformance run" in missing.stderr
