@@ -29,26 +29,28 @@ def check_kinds(q: object, k: object, v: object) -> None:
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise TypeError or ValueError, naming the argument, unless q, k, v are one BSHD attention problem."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
+    dtype, device, shapes = q.dtype, q.device, (q.shape, k.shape, v.shape)  # each costs 0.1 us to ask for
+    for name, x, shape in zip("qkv", (q, k, v), shapes, strict=True):
+        if len(shape) != 4:
             raise ValueError(
                 f"{name}: got {x.ndim} dimensions, allowed is 4 (batch, seqlen, heads, head_dim)"
             )
         if x.dtype not in DTYPES:
             raise TypeError(f"{name}: got {x.dtype}, allowed are float16, bfloat16, float32")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{name}: got {x.dtype}, must match q's {q.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"{name}: on {x.device}, must be on q's device {q.device}")
-        if x.shape[0] != q.shape[0]:
-            raise ValueError(f"{name}: batch {x.shape[0]}, must match q's {q.shape[0]}")
-        if not 16 <= x.shape[3] <= 256 or x.shape[3] % 8:
-            raise ValueError(f"{name}: head_dim {x.shape[3]}, allowed are multiples of 8 from 16 to 256")
-    if k.shape[3] != q.shape[3]:
-        raise ValueError(f"k: head_dim {k.shape[3]}, must match q's {q.shape[3]}")
-    if v.shape[1:3] != k.shape[1:3]:
-        raise ValueError(f"v: (seqlen, heads) {tuple(v.shape[1:3])}, must match k's {tuple(k.shape[1:3])}")
-    heads, kv_heads = q.shape[2], k.shape[2]
+        if x.dtype != dtype:
+            raise TypeError(f"{name}: got {x.dtype}, must match q's {dtype}")
+        if x.device != device:
+            raise ValueError(f"{name}: on {x.device}, must be on q's device {device}")
+        if shape[0] != shapes[0][0]:
+            raise ValueError(f"{name}: batch {shape[0]}, must match q's {shapes[0][0]}")
+        if not 16 <= shape[3] <= 256 or shape[3] % 8:
+            raise ValueError(f"{name}: head_dim {shape[3]}, allowed are multiples of 8 from 16 to 256")
+    (_, _, heads, head_dim), (_, *keys, key_dim), (_, *values, _) = shapes
+    if key_dim != head_dim:
+        raise ValueError(f"k: head_dim {key_dim}, must match q's {head_dim}")
+    if values != keys:
+        raise ValueError(f"v: (seqlen, heads) {tuple(values)}, must match k's {tuple(keys)}")
+    kv_heads = keys[1]
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"k: {kv_heads} heads, allowed are divisors of q's {heads}")
 

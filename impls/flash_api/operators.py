@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from attnbench.impls.flash_api.interception import intercepted, recorded
 
 LIBRARY = torch.library.Library("attnbench", "FRAGMENT")
 
@@ -25,6 +27,12 @@ class Options:
     dropout_p: float
     mask_block: tuple[int, int]
     deterministic: bool
+
+    @cached_property
+    def flat(self) -> tuple[Any, ...]:
+        """As operators take them."""
+        sides = self.left, self.right, self.bottom_right
+        return *sides, self.scale, self.dropout_p, *self.mask_block, self.deterministic
 
 
 class Forward(Protocol):
@@ -82,9 +90,10 @@ def has_tangent(x: object) -> bool:
 def define_ops(
     name: str, forward: Forward, backward: Backward, refuse: Refuse = refuse_nothing
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Register attnbench::{name}_forward and _backward with fake kernels and autograd; return the forward operator.
+    """Register attnbench::{name}_forward and _backward with fake kernels and autograd; return what calls the first.
 
-    It raises RuntimeError in forward-mode differentiation and when its gradients are differentiated.
+    That takes the operator's arguments, and passes the operator by where nothing of torch would intercept it. Either
+    way it raises RuntimeError in forward-mode differentiation and when its gradients are differentiated.
 
     Library.define with impl dispatches in a few microseconds; torch.library.custom_op adds tens.
     """
@@ -114,15 +123,21 @@ def define_ops(
     ) -> tuple[Tensor, Tensor, Tensor]:
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
+    def below(*arguments: Any) -> Any:
+        """The forward's operator without autograd, from inside autograd: (q, k, v, rng, lists, options)."""
+        *tensors, options = arguments
+        with below_autograd():
+            return forward_op(*tensors, *options.flat)
+
     # torch.library.register_autograd would do this too, at several times the cost of a call (about 65 us).
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(
-            ctx: Any, q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: Any, *options: Any
-        ) -> Any:
-            refuse(q, v, _options(*options))
-            with below_autograd():
-                out, lse = forward_op(q, k, v, rng, lists, *options)
+            ctx: Any, run: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: Any,
+            options: Options,
+        ) -> Any:  # fmt: skip
+            refuse(q, v, options)
+            out, lse = run(q, k, v, rng, lists, options)
             ctx.save_for_backward(q, k, v, out, lse, rng, *lists)
             ctx.options = options
             ctx.set_materialize_grads(False)
@@ -131,11 +146,15 @@ def define_ops(
         @staticmethod
         def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> Any:
             q, k, v, out, lse, rng, *lists = ctx.saved_tensors
-            nothing = (None,) * (2 + len(ctx.options))
             if d_out is None and d_lse is None:
-                return None, None, None, *nothing
+                return (None,) * 7
             d_out = torch.zeros_like(out) if d_out is None else d_out
-            return *backward_op(d_out, d_lse, q, k, v, out, lse, rng, lists, *ctx.options), *nothing
+            taken = (d_out, q, k, v, out, lse) if d_lse is None else (d_out, d_lse, q, k, v, out, lse)
+            if torch.is_grad_enabled() or intercepted(*taken):
+                found = backward_op(d_out, d_lse, q, k, v, out, lse, rng, lists, *ctx.options.flat)
+            else:
+                found = backward(d_out, d_lse, q, k, v, out, lse, rng, lists, ctx.options)
+            return None, *found, None, None, None
 
     class AttentionBackward(torch.autograd.Function):
         @staticmethod
@@ -149,22 +168,44 @@ def define_ops(
                 "flash_attention: double backward is not implemented; its gradients cannot be differentiated"
             )
 
-    def differentiable(function: type[torch.autograd.Function], op: Any) -> Callable[..., Any]:
+    def differentiable(apply: Callable[..., Any], op: Any) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             if forward_ad._current_level >= 0 and any(map(has_tangent, arguments)):  # noqa: SLF001 - no public name
                 raise RuntimeError("flash_attention: forward-mode differentiation is not implemented")
             if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-                return function.apply(*arguments)
+                return apply(*arguments)
             with below_autograd():
                 return op(*arguments)
 
         return run
+
+    def record_forward(
+        q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], *options: Any
+    ) -> Any:
+        return Attention.apply(below, q, k, v, rng, lists, _options(*options))
 
     for op, run, fake in (("forward", run_forward, fake_forward), ("backward", run_backward, fake_backward)):
         LIBRARY.impl(f"{name}_{op}", run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"attnbench::{name}_{op}", fake, lib=LIBRARY)
     forward_op = getattr(torch.ops.attnbench, f"{name}_forward").default
     backward_op = getattr(torch.ops.attnbench, f"{name}_backward").default
-    LIBRARY.impl(f"{name}_forward", differentiable(Attention, forward_op), "Autograd")
-    LIBRARY.impl(f"{name}_backward", differentiable(AttentionBackward, backward_op), "Autograd")
-    return forward_op
+    LIBRARY.impl(f"{name}_forward", differentiable(record_forward, forward_op), "Autograd")
+    LIBRARY.impl(f"{name}_backward", differentiable(AttentionBackward.apply, backward_op), "Autograd")
+
+    # Without what Function.apply does first, 2 us, for torch.func's transforms: those are intercepted.
+    apply = super(torch.autograd.Function, Attention).apply
+
+    def call(q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], *options: Any) -> Any:
+        if intercepted(q, k, v):
+            return forward_op(q, k, v, rng, lists, *options)
+        chosen = _options(*options)
+        if recorded(q, k, v):
+            return apply(straight, q, k, v, rng, lists, chosen)
+        return straight(q, k, v, rng, lists, chosen)
+
+    def straight(
+        q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], options: Options
+    ) -> tuple[Tensor, Tensor]:
+        return forward(q, k, v, rng, lists[:4], options)
+
+    return call

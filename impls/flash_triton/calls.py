@@ -122,26 +122,23 @@ class Call:
         self.tiles = [(i, a) for i, a in enumerate(self.arguments) if isinstance(a, Tiles)]
         self.launcher: Launcher | None = None
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Launch on the current stream of the current device."""
-        launcher = self.launcher
-        if launcher is None or knobs.runtime.launch_enter_hook.calls:
-            self._first(tensors)
-            return
+    def __call__(self, tensors: Mapping[str, Tensor], addresses: Mapping[str, int], stream: int) -> None:
+        """Launch on a stream of the current device; addresses are those of the tensors."""
+        assert self.launcher is not None, "the first launch goes through Triton"
         ready = self.ready.copy()
         low_bits = 0
         for i, name in self.addresses:
-            ready[i] = address = tensors[name].data_ptr()
+            ready[i] = address = addresses[name]
             low_bits |= address
         if low_bits & 15:
             # Compiled for addresses that are multiples of 16, as Triton does where it sees them.
-            self._launch(tensors)
+            self.through_triton(tensors)
             return
-        placed = [(i, tensors[tiles.tensor].data_ptr()) for i, tiles in self.tiles]
-        launcher(driver.active.get_current_stream(driver.active.get_current_device()), ready, placed)
+        self.launcher(stream, ready, [(i, addresses[tiles.tensor]) for i, tiles in self.tiles])
 
-    def _first(self, tensors: Mapping[str, Tensor]) -> None:
-        compiled = self._launch(tensors)
+    def first(self, tensors: Mapping[str, Tensor]) -> None:
+        """Launch through Triton, and keep what it made of the call."""
+        compiled = self.through_triton(tensors)
         aligned = all(tensors[name].data_ptr() % 16 == 0 for _, name in self.addresses)
         if (
             KNOWN and self.launcher is None and aligned and isinstance(compiled, CompiledKernel)
@@ -151,10 +148,24 @@ class Call:
             with suppress(AttributeError, KeyError, ValueError):
                 self.launcher = Launcher(compiled, self.grid, self.tiles)
 
-    def _launch(self, tensors: Mapping[str, Tensor]) -> Any:
+    def through_triton(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Launch on the current stream of the current device, as any kernel of Triton's is launched."""
         arguments = list(self.arguments)
         for i, name in self.addresses:
             arguments[i] = tensors[name]
         for i, tiles in self.tiles:
             arguments[i] = tiles.make(tensors[tiles.tensor])
         return self.kernel[self.grid](*arguments, **self.constants, **self.options)
+
+
+def launch(calls: Sequence[Call], tensors: Mapping[str, Tensor]) -> None:
+    """All calls in order on the current stream of the current device, by the tensors' names."""
+    if knobs.runtime.launch_enter_hook.calls or any(call.launcher is None for call in calls):
+        for call in calls:
+            call.first(tensors)
+        return
+    addresses = {name: x.data_ptr() for name, x in tensors.items()}
+    active = driver.active
+    stream = active.get_current_stream(active.get_current_device())
+    for call in calls:
+        call(tensors, addresses, stream)

@@ -64,7 +64,7 @@ CompiledKernel._init_handles = lambda self: None
 CompiledKernel.function = 5
 
 from attnbench.impls.flash_api import Options
-from attnbench.impls.flash_triton import calls, configs, launch
+from attnbench.impls.flash_triton import calls, configs, launch, tuned
 
 launch.device_for = lambda device, dtype: configs.Device((9, 0), 132)
 
@@ -93,7 +93,7 @@ def run():
 
 first, second = told(run), told(run)
 layouts = map(launch.layout_of, (q, k, v))
-(call,) = launch.forward_plan(options, q.device, q.dtype, False, *layouts, None, None).calls
+(call,) = launch.forward_plan(tuned.active(), options, q.device, q.dtype, False, *layouts, None, None).calls
 if not calls.KNOWN:
     assert call.launcher is None and len(second) == 1, "another Triton's launches go the long way"
     raise SystemExit
@@ -128,20 +128,21 @@ def copy(x, y, N: triton.language.constexpr):
 
 
 from attnbench.impls.flash_triton.calls import Address, Call
+from attnbench.impls.flash_triton.calls import launch as launch_all
 
 call = Call(copy, (1,), [Address("x"), Address("y")], {"N": 64}, {"num_warps": 1})
 x, y = torch.zeros(2, 128)
-call({"x": x, "y": y})
+launch_all((call,), {"x": x, "y": y})
 compiled = dict(RUNS)
-call({"x": x, "y": y})
+launch_all((call,), {"x": x, "y": y})
 assert RUNS.keys() == compiled.keys()
-call({"x": x[1:], "y": y})
+launch_all((call,), {"x": x[1:], "y": y})
 assert len(RUNS) == len(compiled) + 1, "an address that is no multiple of 16 needs another kernel"
 
 from triton import knobs
 knobs.runtime.launch_enter_hook.add(lambda metadata: seen.append(metadata))
 TOLD.clear()
-call({"x": x, "y": y})
+launch_all((call,), {"x": x, "y": y})
 assert TOLD[-1][11] is knobs.runtime.launch_enter_hook, "a hook was passed over"
 """
 

@@ -1,0 +1,207 @@
+"""Whoever may intercept an operator of torch still does, and with nobody about the call goes past it."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from attnbench.impls.flash_api import attend, define_ops
+from attnbench.impls.flash_api.interception import intercepted, recorded
+
+
+def forward(q, k, v, rng, lists, options):
+    scores = torch.einsum("bihd,bjhd->bhij", q.double(), k.double()) * options.scale
+    out = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v.double())
+    return out.to(q.dtype).contiguous(), scores.logsumexp(-1).float()
+
+
+def backward(d_out, d_lse, q, k, v, out, lse, rng, lists, options):
+    return torch.full_like(q, 2.0), torch.full_like(k, 3.0), torch.full_like(v, 4.0)
+
+
+OP = define_ops("test_interception", forward, backward)
+FORWARD = torch.ops.attnbench.test_interception_forward.default
+BACKWARD = torch.ops.attnbench.test_interception_backward.default
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def attention(q, k, v):
+    return attend(
+        OP, q, k, v, causal=False, window=None, alignment="bottom_right", dropout_p=0.0, block_mask=None,
+        scale=None, return_lse=False, deterministic=False,
+    )  # fmt: skip
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.ops.append(op)
+        return op(*args, **(kwargs or {}))
+
+
+class Overridden(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that takes part in every operator."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
+        return op(*(x.inner if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+@pytest.fixture
+def q():
+    return torch.randn(1, 8, 2, 16)
+
+
+@pytest.fixture
+def passed_by(monkeypatch):
+    """Fails the test that goes through torch's operators."""
+
+    def fail(*_, **__):
+        pytest.fail("the call went through the operator")
+
+    for op in (FORWARD, BACKWARD):
+        monkeypatch.setattr(type(op), "__call__", fail)
+
+
+def test_with_nobody_about_operators_are_passed_by(q, passed_by):
+    assert attention(q, q, q).shape == q.shape
+    leaf = q.clone().requires_grad_()
+    parameter = torch.nn.Parameter(q.clone())
+    with torch.autocast("cpu", enabled=False), torch.autograd.graph.save_on_cpu():
+        attention(leaf, parameter, q).sum().backward()
+    assert bool((leaf.grad == 2).all())
+    assert bool((parameter.grad == 3).all())
+    with torch.inference_mode():
+        assert not attention(leaf, q.clone(), q).requires_grad
+
+
+def test_a_mode_sees_both_operators(q):
+    leaf = q.requires_grad_()
+    with Seen() as seen:
+        attention(leaf, q, q).sum().backward()
+    assert FORWARD in seen.ops
+    assert BACKWARD in seen.ops
+
+
+def test_a_mode_around_the_backward_alone_sees_it(q):
+    out = attention(q.requires_grad_(), q, q).sum()
+    with Seen() as seen:
+        out.backward()
+    assert BACKWARD in seen.ops
+
+
+def test_overrides_of_functions_see_the_operator(q):
+    with Overridden() as overridden:
+        attention(q, q, q)
+    assert FORWARD in overridden.seen
+
+
+def test_a_profile_names_the_operators(q):
+    with torch.profiler.profile() as profile:
+        attention(q.requires_grad_(), q, q).sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {"attnbench::test_interception_forward", "attnbench::test_interception_backward"} <= names
+
+
+def test_a_subclass_takes_part(q):
+    for arguments in ((Wrapped(q), q, q), (q, Wrapped(q), q), (q, q, Wrapped(q))):
+        assert intercepted(*arguments)
+        assert torch.equal(attention(*arguments), attention(q, q, q))
+
+
+def test_a_tracer_sees_the_operator(q):
+    traced = make_fx(attention)(q, q, q)
+    assert FORWARD in [node.target for node in traced.graph.nodes]
+
+
+def test_a_checkpoint_that_keeps_what_operators_return_keeps_this_one_s(q):
+    asked = []
+
+    def policy(context, op, *args, **kwargs):
+        asked.append(op)
+        return CheckpointPolicy.MUST_SAVE if op is FORWARD else CheckpointPolicy.PREFER_RECOMPUTE
+
+    out = checkpoint(
+        attention, q.requires_grad_(), q, q, use_reentrant=False,
+        context_fn=lambda: create_selective_checkpoint_contexts(policy),
+    )  # fmt: skip
+    out.sum().backward()
+    assert FORWARD in asked
+
+
+def test_a_view_that_negates_is_negated(q):
+    assert intercepted(q, torch._neg_view(q))
+    assert torch.equal(attention(torch._neg_view(q), q, q), attention(-q, q, q))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        Seen, Overridden, torch._subclasses.FakeTensorMode, torch.profiler.profile,
+        forward_ad.dual_level,
+    ],
+    ids=["dispatch mode", "function mode", "fake tensors", "profiler", "forward mode"],
+)  # fmt: skip
+def test_who_is_about_is_noticed(q, about):
+    assert not intercepted(q)
+    with about():
+        assert intercepted(q)
+    assert not intercepted(q)
+
+
+def test_transforms_are_noticed(q):
+    noticed = []
+
+    def ask(x):
+        noticed.append(intercepted(x))
+        return x.sum()
+
+    torch.func.grad(ask)(q)
+    torch.func.vmap(ask)(q)
+    assert noticed == [True, True]
+
+
+def test_what_autograd_does_not_record_the_call_does_not_either(q):
+    leaf = q.clone().requires_grad_()
+    assert recorded(q, leaf)
+    assert not recorded(q, q)
+    for off in (torch.no_grad(), torch.inference_mode(), torch._C._AutoDispatchBelowAutograd()):
+        with off:
+            assert not recorded(leaf)
+            assert not attention(leaf, q, q).requires_grad
+    assert attention(leaf, q, q).requires_grad
+
+
+def test_gradients_of_gradients_are_refused_on_either_way(q):
+    for about in (contextlib.nullcontext(), Seen()):
+        leaf = q.clone().requires_grad_()
+        with about:
+            (grad,) = torch.autograd.grad(attention(leaf, q, q).sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match="double backward is not implemented"):
+                grad.sum().backward()
