@@ -22,6 +22,7 @@ from attnbench.harness.cli.publish import publish
 from attnbench.harness.cli.results import plot, report
 from attnbench.harness.cli.run import run
 from attnbench.harness.cli.show import doctor, list_
+from attnbench.harness.cli.tune import tune
 from attnbench.harness.cli.verify import verify
 from attnbench.harness.run.errors import MENDABLE, Exit, RunError
 
@@ -81,6 +82,7 @@ app.command("export")(export)
 app.command("publish")(publish)
 app.command("verify")(verify)
 app.command("build")(build)
+app.command("tune")(tune)
 app.command("ceilings")(ceilings)
 app.command("io")(io)
 app.command("findings")(findings)

@@ -166,8 +166,8 @@ def backward_config(device: Device, shape: Shape, deterministic: bool) -> Backwa
     dkdv, dq = _backward_tiles(device, shape)
     hopper = _hopper_backward(device, shape)
     return BackwardConfig(
-        _fit(dkdv, shape),
-        _fit(dq, shape),
+        fit(dkdv, shape),
+        fit(dq, shape),
         planes_per_wave=_planes_per_wave(shape, shape.batch * shape.heads, backward=True),
         heavy_last=shape.causal,
         hopper=None if deterministic and hopper and hopper.fused else hopper,
@@ -196,22 +196,22 @@ def _forward_tile(device: Device, shape: Shape) -> Tile:
     else:
         # Ada, consumer Ampere and unknown devices: at most 99 (64) KB of shared memory (predicted).
         tile = Tile(128, 64, 4, 2) if d <= 64 else Tile(64, 32, 4, 2) if d <= 128 else Tile(64, 16, 4, 1)
-    return _fit(tile, shape)
+    return fit(tile, shape)
 
 
-def _specialisable(device: Device, shape: Shape) -> bool:
+def specialisable(device: Device, shape: Shape) -> bool:
     """Whether the warp-specialised kernels apply: 16-bit, equal head dims."""
     hopper = device.capability[0] == 9 and shape.itemsize == 2 and shape.tma_able
     return hopper and shape.head_dim == shape.head_dim_v
 
 
-def _divide(shape: Shape, rows: int, keys: int) -> bool:
+def divide(shape: Shape, rows: int, keys: int) -> bool:
     """Whether tiles of these sizes divide the mask's blocks."""
     return shape.mask_block[0] % rows == 0 and shape.mask_block[1] % keys == 0
 
 
 def _hopper(device: Device, shape: Shape) -> Hopper | None:
-    if not _specialisable(device, shape):
+    if not specialisable(device, shape):
         return None
     if shape.head_dim == 64:
         # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. That one
@@ -228,11 +228,11 @@ def _hopper(device: Device, shape: Shape) -> Hopper | None:
             # 552, 561.
             256: Hopper(2, 64, 2),
         }.get(shape.head_dim)
-    return chosen if chosen and _divide(shape, 64 * chosen.consumers, chosen.block_n) else None
+    return chosen if chosen and divide(shape, 64 * chosen.consumers, chosen.block_n) else None
 
 
 def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
-    if not _specialisable(device, shape):
+    if not specialisable(device, shape):
         return None
     # dK, dV, S^T, dP^T and dQ take 64 + 64 + 32 + 32 + 32 registers at head_dim 128; 128 query rows spill at 64 too
     # (compiler's report for sm_90a). At 256 dK and dV take a warpgroup each.
@@ -253,7 +253,7 @@ def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
         faster = True
     else:
         return None
-    fits = _divide(shape, chosen.block_m, 128 if chosen.fused else 64)
+    fits = divide(shape, chosen.block_m, 128 if chosen.fused else 64)
     return chosen if fits and (faster or HOPPER_WHEREVER_POSSIBLE) else None
 
 
@@ -295,10 +295,10 @@ def _decode_tile(device: Device, shape: Shape, tile: Tile, block_m: int) -> Tile
     d = max(shape.block_d, shape.block_dv)
     per_stage = 64 * (shape.block_d + shape.block_dv) * shape.itemsize
     stages = max(1, min(4, (device.smem // (2 if d <= 128 else 1) - 8192) // per_stage))
-    return _fit(Tile(block_m, 64, 4, stages), shape)
+    return fit(Tile(block_m, 64, 4, stages), shape)
 
 
-def _fit(tile: Tile, shape: Shape) -> Tile:
+def fit(tile: Tile, shape: Shape) -> Tile:
     """Grow a tile to whole dropout patches of 32 x 32, and shrink it until it divides the mask's blocks."""
     if shape.dropout:
         tile = replace(tile, block_m=max(32, tile.block_m), block_n=max(32, tile.block_n))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from attnbench.harness.contract import Capabilities, Device, Unavailable, missing_module
+from attnbench.harness.contract import (
+    TUNED_VARIABLE,
+    Candidate,
+    Capabilities,
+    Device,
+    Unavailable,
+    missing_module,
+)
 from attnbench.harness.masks import ALIGNMENTS, KINDS
+from attnbench.harness.problem import Problem
 from attnbench.impls.flash_api.plugin import FlashPlugin
 
 
@@ -33,6 +44,22 @@ class FlashTriton(FlashPlugin):
 
     def unavailable(self, device: Device) -> Unavailable | None:
         return super().unavailable(device) or missing_module("triton", "pip install triton")
+
+    def candidates(self, problem: Problem, device: Device) -> Sequence[Candidate]:
+        from attnbench.impls.flash_triton.space import candidates
+
+        return candidates(problem, device, self.deterministic)
+
+    def version(self) -> str:
+        """A table of choices is part of what is measured, and of the version: two runs under two tables differ."""
+        named = os.environ.get(TUNED_VARIABLE)
+        if not named:
+            return super().version()
+        try:
+            digest = hashlib.sha256(Path(named).read_bytes()).hexdigest()[:8]
+        except OSError:
+            digest = "unreadable"
+        return f"{super().version()}+tuned.{digest}"
 
     def attention(self) -> Callable[..., Any]:
         from attnbench.impls.flash_triton import flash_attention

@@ -1,0 +1,1 @@
+"""Which of an implementation's own choices is fastest on this device."""

@@ -1,0 +1,59 @@
+"""What a worker does for ``bench tune``: a solver that is told in which of its implementation's ways to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from attnbench.harness.contract import Candidate
+from attnbench.harness.problem import Problem
+from attnbench.harness.run.channel import Message
+from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.solver import Solver, device_of
+
+SAMPLES = 5
+TURN_MS = 50.0
+
+
+class Tuner(Solver):
+    """Every request names plan and problem, so that a worker in the place of a lost one can answer it too."""
+
+    def __init__(self, name: str, device: str) -> None:
+        super().__init__(name, device)
+        self._candidates: dict[str, Sequence[Candidate]] = {}
+
+    def do_candidates(self, plan: dict[str, Any], problem: str) -> Message:
+        """What there is to choose from, or why the problem is not supported."""
+        self._open(GroupPlan.from_json(plan))
+        posed = self._problem(problem)
+        assert self._implementation is not None, "candidates before hello"
+        reasons = self._implementation.unsupported_reasons(posed, device_of(self._device))
+        found = [] if reasons else self._among(posed)
+        told = [{"label": one.label, "key": dict(one.key), "choice": dict(one.choice)} for one in found]
+        return {"unsupported": reasons, "candidates": told}
+
+    def do_judge_one(self, plan: dict[str, Any], problem: str, index: int, oracle: str) -> Message:
+        """``judge`` of the candidate of that number."""
+        with self._using(plan, problem, index):
+            return self.do_judge(problem, oracle)
+
+    def do_turn_one(self, plan: dict[str, Any], problem: str, index: int, probes: list[str]) -> Message:
+        """``turn`` of it."""
+        with self._using(plan, problem, index):
+            return self.do_turn(problem, probes, SAMPLES, TURN_MS, "cold", keep_memory=True)
+
+    @contextmanager
+    def _using(self, plan: dict[str, Any], problem: str, index: int) -> Iterator[None]:
+        self._open(GroupPlan.from_json(plan))
+        if problem not in self._prepared:
+            self.do_prepare(plan, problem)
+        with self._among(self._problem(problem))[index].using():
+            yield
+
+    def _among(self, problem: Problem) -> Sequence[Candidate]:
+        assert self._implementation is not None, "candidates before hello"
+        if problem.key not in self._candidates:
+            where = device_of(self._device)
+            self._candidates[problem.key] = self._implementation.candidates(problem, where)
+        return self._candidates[problem.key]
