@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from attnbench.impls.flash_api import Band, Options, dropout_threshold
 from attnbench.impls.flash_cuda.arguments import (
@@ -27,10 +29,6 @@ from attnbench.impls.flash_cuda.configs import (
 )
 from attnbench.impls.flash_cuda.driver import Kernel, TensorMap, load, multiprocessors, ticket
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 PREPARE_BLOCKS = 8
 """Blocks a multiprocessor of the kernel that prepares rows: all that fit."""
@@ -151,7 +149,7 @@ def backward(
     """Gradients of q, k, v, contiguous; see `flash_api.operators.Backward`."""
     check(q)
     refuse(q, v, options)
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     if out.numel() == 0 or k.shape[1] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     (q, q_layout), (k, k_layout), (v, v_layout) = readable(q), readable(k), readable(v)
