@@ -12,6 +12,7 @@ import typer
 
 from attnbench.harness.cli import machine, options
 from attnbench.harness.cli.show import print_table
+from attnbench.harness.run.errors import make_folder, writing
 from attnbench.harness.run.gpus import visible_gpus
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def ceilings(
     """Sample matrix products, memory at each level, exponentials and launches; print them with their spread."""
     gpus = visible_gpus()
     (chosen,) = machine.choose_devices(options.split([device] if device else None)[:1], gpus)
+    if output_dir:
+        make_folder(output_dir)
 
     import torch
 
@@ -62,13 +65,13 @@ def _write(folder: Path, document: dict[str, Any], sampled: list[Sampled]) -> li
     from attnbench.harness.limits import ceiling_table
     from attnbench.harness.report.plots import Plot
 
-    folder.mkdir(parents=True, exist_ok=True)
     files = {
         "ceilings.json": json.dumps(document, indent=1).encode(),
         "ceilings.md": ceiling_table.markdown(sampled).encode(),
     }
     plot = Plot("ceilings", "Ceilings", lambda: ceiling_table.draw(sampled))
     files |= {f"ceilings.{kind}": content for kind, content in plot.encode("png", "svg").items()}
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    with writing(folder):
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     return [folder / name for name in files]

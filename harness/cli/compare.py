@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attnbench.harness.cli import options
-from attnbench.harness.run.errors import RunError
+from attnbench.harness.cli import left_out, options
+from attnbench.harness.run.errors import RunError, make_folder, writing
 
 if TYPE_CHECKING:
     from attnbench.harness.gate.compare import Change
@@ -44,14 +44,18 @@ def compare(
     from attnbench.harness.gate import compare as compared
     from attnbench.harness.report.load import LoadError, load_run
 
+    loaded: tuple[Run, ...]
     try:
         if run is None:
-            loaded = load_run(Path(a)), load_run(Path(b))
-            changes, notes = compared.runs(*loaded, options.split(only)), _notes(*loaded)
+            loaded = one, other = load_run(Path(a)), load_run(Path(b))
+            changes, notes = compared.runs(one, other, options.split(only)), _notes(one, other)
         else:
-            changes, notes = compared.implementations(load_run(run), a, b), []
+            loaded = (one,) = (load_run(run),)
+            changes, notes = compared.implementations(one, a, b), []
     except LoadError as error:
         raise RunError(str(error)) from None
+    for read in loaded:
+        left_out.tell(read.folder, read.problems)
     for note in notes:
         typer.echo(note, err=True)
     total = len(changes)
@@ -147,12 +151,13 @@ def _write(
 ) -> list[Path]:  # fmt: skip
     from attnbench.harness.gate.figures import change_plots
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {"compare.json": json.dumps(document, indent=1).encode() + b"\n"}
     files["compare.md"] = f"# {title}\n\n{_markdown(rows)}\n".encode()
     for plot in change_plots(changes, margin, title):
         for kind, image in plot.encode("png", "svg").items():
             files[f"{plot.name}.{kind}"] = image
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    with writing(folder):
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     return [folder / name for name in files]

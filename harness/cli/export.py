@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from attnbench.harness.cli import options
+from attnbench.harness.cli import left_out, options
 from attnbench.harness.cli.results import usage_errors
-from attnbench.harness.run.errors import Exit, RunError
+from attnbench.harness.run.errors import Exit, RunError, make_folder, writing
 
 # As publish.export names its formats; written out here because that module imports pandas.
 FORMATS = ("pytest-benchmark", "bmf", "csv", "parquet")
@@ -33,6 +33,7 @@ def export(
 
     with usage_errors():
         loaded = load_run(run)
+    left_out.tell(run, loaded.problems)
     content = WRITERS[chosen](loaded)
     if chosen in ("pytest-benchmark", "bmf"):
         untimed = sum(cell.timing is None for cell in loaded.cells)
@@ -43,6 +44,7 @@ def export(
     if output is None:
         typer.echo(content, nl=False)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(content)
+        make_folder(output.parent)
+        with writing(output):
+            output.write_bytes(content)
         typer.echo(output)

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from attnbench.harness.cli import left_out
 from attnbench.harness.cli.results import RunFolder, usage_errors
 from attnbench.harness.cli.show import print_table
-from attnbench.harness.run.errors import RunError
+from attnbench.harness.run.errors import RunError, make_folder, writing
 
 COLUMNS = ("finding", "direction", "here", "evidence")
 
@@ -31,7 +32,9 @@ def findings(
     from attnbench.harness.report.load import load_run
 
     with usage_errors():
-        table = frame(load_run(run))
+        loaded = load_run(run)
+        table = frame(loaded)
+    left_out.tell(run, loaded.problems)
     present = set(table["impl"].str.removesuffix(" (approximate)"))
     for name in (standard, flash, block_sparse):
         if name not in present:
@@ -39,8 +42,9 @@ def findings(
     with usage_errors():
         found = ask(table, Roles(standard, flash, block_sparse))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(markdown(COLUMNS, rows(found)), encoding="utf-8")
+        make_folder(output.parent)
+        with writing(output):
+            output.write_text(markdown(COLUMNS, rows(found)), encoding="utf-8")
         typer.echo(str(output), err=True)
     if as_json:
         typer.echo(json.dumps([vars(one) for one in found]))

@@ -18,7 +18,7 @@ import typer
 
 from attnbench.harness.cli import machine, options
 from attnbench.harness.registry import entries
-from attnbench.harness.run.errors import MENDABLE, Exit, RunError
+from attnbench.harness.run.errors import MENDABLE, Exit, RunError, make_folder, writing
 from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.plan import make_plan, select_impls
 from attnbench.harness.run.suite import load_suite
@@ -107,6 +107,8 @@ def gate(
     with _no_accident_is_a_verdict(), tempfile.TemporaryDirectory(prefix="attnbench-sides-") as scratch:
         given = (("base", base), ("head", head))
         one, other = (sides.resolve(name, ref, repo, Path(scratch), pip or ()) for name, ref in given)
+        for place in (folder, *((junit.parent,) if junit else ())):
+            make_folder(place)
         if recording := one.recorded or other.recorded:
             chosen = options.split(only)
             runs = [
@@ -196,18 +198,24 @@ def gate_power(
     from attnbench.harness.gate.decision import Design
 
     bank = power.read_bank(banks)
+    if output_dir:
+        make_folder(output_dir)
     design = Design(len(bank), options.share("--threshold", threshold), alpha, looks, pairs)
     found = power.power(bank, design, gates)
     document = _power_document(found)
     if output_dir:
         from attnbench.harness.gate.figures import power_plot
 
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "bank.json").write_text(json.dumps(power.bank_document(bank)) + "\n")
-        (output_dir / "power.json").write_text(json.dumps(document, indent=1) + "\n")
         title = f"{gates} gates drawn from {found.calibration.drawn_from}"
+        files = {
+            "bank.json": json.dumps(power.bank_document(bank)).encode() + b"\n",
+            "power.json": json.dumps(document, indent=1).encode() + b"\n",
+        }
         for kind, image in power_plot(found.curves, design.threshold, title).encode("png", "svg").items():
-            (output_dir / f"power.{kind}").write_bytes(image)
+            files[f"power.{kind}"] = image
+        with writing(output_dir):
+            for name, content in files.items():
+                (output_dir / name).write_bytes(content)
     if as_json:
         typer.echo(json.dumps(document))
         return

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attnbench.harness.cli import options
-from attnbench.harness.run.errors import RunError, unknown_word
+from attnbench.harness.cli import left_out, options
+from attnbench.harness.run.errors import RunError, make_folder, unknown_word, writing
 
 if TYPE_CHECKING:
     from attnbench.harness.report.history import Course
@@ -41,9 +41,12 @@ def history(
     from attnbench.harness.report.load import LoadError
 
     try:
-        found = courses_of.courses(courses_of.find_runs(results), least)
+        runs = courses_of.find_runs(results)
     except LoadError as error:
         raise RunError(str(error)) from None
+    for run in runs:
+        left_out.tell(run.folder, run.problems)
+    found = courses_of.courses(runs, least)
     if wanted := options.split(only):
         known = sorted({course.key.impl for course in found})
         for pattern in wanted:
@@ -58,11 +61,13 @@ def history(
     if output_dir:
         from attnbench.harness.report.history_plot import history_plots
 
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "history.json").write_text(json.dumps(document, indent=1) + "\n")
+        make_folder(output_dir)
+        files = {"history.json": json.dumps(document, indent=1).encode() + b"\n"}
         for plot in history_plots(found):
-            for kind, image in plot.encode("png", "svg").items():
-                (output_dir / f"{plot.name}.{kind}").write_bytes(image)
+            files |= {f"{plot.name}.{kind}": image for kind, image in plot.encode("png", "svg").items()}
+        with writing(output_dir):
+            for name, content in files.items():
+                (output_dir / name).write_bytes(content)
     if as_json:
         typer.echo(json.dumps(document))
         return

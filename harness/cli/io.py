@@ -15,7 +15,7 @@ import typer
 from attnbench.harness.cli import machine, options
 from attnbench.harness.cli.show import print_table
 from attnbench.harness.registry import entries
-from attnbench.harness.run.errors import Exit, RunError
+from attnbench.harness.run.errors import Exit, RunError, make_folder, writing
 from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.plan import make_plan, select_impls
 from attnbench.harness.run.suite import load_suite
@@ -64,6 +64,8 @@ def io(
     """Count what moves between slow and fast memory: closed forms, modelled runs, and DRAM and L2 counters."""
     impls = select_impls(entries(), options.split(only), options.split(skip))
     say = partial(typer.echo, err=True)
+    if output_dir:
+        make_folder(output_dir)
     if recorded:
         (document, tables, figures), name = _recorded(recorded), "counters"
     elif counters:
@@ -198,12 +200,12 @@ def _write(
     from attnbench.harness.limits.io_tables import markdown
     from attnbench.harness.report.plots import Plot
 
-    folder.mkdir(parents=True, exist_ok=True)
     text = "\n".join(f"## {title}\n\n{markdown(columns, rows)}" for title, columns, rows in tables)
     files = {f"{name}.json": json.dumps(document, indent=1).encode(), f"{name}.md": text.encode()}
     for figure_name, draw in figures.items():
         encoded = Plot(figure_name, figure_name, draw).encode("png", "svg")
         files |= {f"{figure_name}.{kind}": content for kind, content in encoded.items()}
-    for file_name, content in files.items():
-        (folder / file_name).write_bytes(content)
+    with writing(folder):
+        for file_name, content in files.items():
+            (folder / file_name).write_bytes(content)
     return [folder / file_name for file_name in files]

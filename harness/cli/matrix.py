@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from attnbench.harness.run.errors import make_folder, writing
+
 
 def matrix(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of conformance runs.")],
@@ -22,4 +24,7 @@ def matrix(
     for run in read_runs:
         for problem in run.problems:
             typer.echo(f"{run.folder}: left out: {problem}", err=True)
-    typer.echo("\n".join(map(str, write_matrix(read_runs, output_dir or runs[0]))))
+    folder = make_folder(output_dir or runs[0])
+    with writing(folder):
+        files = write_matrix(read_runs, folder)
+    typer.echo("\n".join(map(str, files)))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attnbench.harness.cli import published
+from attnbench.harness.cli import left_out, published
 from attnbench.harness.cli.results import print_paths
 from attnbench.harness.run.errors import RunError
 
@@ -28,8 +28,16 @@ def publish(
     """Write a site and leaderboard pages from runs; print their paths."""
     if site is None and not page:
         raise RunError("name what to write: --site DIR, or --page results/LEADERBOARD.md")
+    from attnbench.harness.publish import conformance
+
     found = published.find(runs or [published.RESULTS])
     loaded = published.load(found.runs)
+    reports = conformance.load(found.conformance) if site is not None else []
+    for folder, problems in (
+        *((one.run.folder, one.run.problems) for one in loaded),
+        *(told for report in reports for told in report.problems.items()),
+    ):
+        left_out.tell(folder, problems)
     written: list[Path] = []
     for file in page or []:
         from attnbench.harness.publish.leaderboard import write_page
@@ -37,8 +45,7 @@ def publish(
         write_page(loaded, file)
         written.append(file)
     if site is not None:
-        from attnbench.harness.publish import conformance
         from attnbench.harness.publish.site import write_site
 
-        written += write_site(loaded, site, conformance.load(found.conformance))
+        written += write_site(loaded, site, reports)
     print_paths(written, as_json)

@@ -52,7 +52,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class Conformance:
-    """One device. suites: in order. tallies: by implementation, one a suite. cites: by case, the issues it covers."""
+    """One device. suites: in order. tallies: by implementation, one a suite. cites: by case, the issues it covers.
+    problems: by folder, what of it could not be read.
+    """
 
     device: str
     started: str
@@ -60,6 +62,7 @@ class Conformance:
     tallies: dict[str, list[Tally]]
     why: dict[str, str]
     cites: dict[str, tuple[str, ...]]
+    problems: dict[Path, list[str]] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[Finding]:
@@ -95,6 +98,7 @@ def _of_device(device: str, runs: list[Recorded]) -> Conformance:
         tallies={impl: [own.get(suite, Tally()) for suite in suites] for impl, own in tallies.items()},
         why={name: case.why for name, case in cases.items()},
         cites={name: case.cites for name, case in cases.items()},
+        problems={run.folder: run.problems for run in runs},
     )
 
 

@@ -21,7 +21,7 @@ from attnbench.harness.publish.families import capitalize_first
 from attnbench.harness.publish.rows import PublishedRun
 from attnbench.harness.report.escape import markdown_escape
 from attnbench.harness.report.tables import DIRECTION_TITLES, figure
-from attnbench.harness.run.errors import RunError
+from attnbench.harness.run.errors import RunError, make_folder, writing
 
 TEMPLATES = Path(__file__).parent / "templates"
 NEW_PAGE = """# Leaderboard
@@ -36,9 +36,11 @@ _MARKED = re.compile(r"<!-- attnbench:([\w-]+):begin -->\n(.*?)<!-- attnbench:\1
 
 def write_page(runs: Sequence[PublishedRun], page: Path) -> None:
     """Fills the markers of ``page``, which is made if it is not there. RunError if it has none, or an unknown one."""
-    text = page.read_text(encoding="utf-8") if page.exists() else NEW_PAGE
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(fill(text, sections(boards(runs), page.parent), str(page)), encoding="utf-8")
+    text = page.read_text(encoding="utf-8") if page.is_file() else NEW_PAGE
+    make_folder(page.parent)
+    filled = fill(text, sections(boards(runs), page.parent), str(page))
+    with writing(page):
+        page.write_text(filled, encoding="utf-8")
 
 
 def fill(text: str, contents: dict[str, str], name: str) -> str:

@@ -31,6 +31,7 @@ from attnbench.harness.publish.timeline import timelines
 from attnbench.harness.publish.tolerance import TOLERANCE
 from attnbench.harness.report.summary import summarise
 from attnbench.harness.report.tables import DIRECTION_TITLES, figure, length_text
+from attnbench.harness.run.errors import make_folder, writing
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (
@@ -41,13 +42,15 @@ PAGES = (
 
 def write_site(runs: Sequence[PublishedRun], folder: Path, found: Sequence[Conformance] = ()) -> list[Path]:
     """Writes the pages of ``runs`` (latest first) and of what conformance runs found; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for name, text in pages(runs, found):
-        (folder / name).write_text(text, encoding="utf-8")
+        with writing(folder / name):
+            (folder / name).write_text(text, encoding="utf-8")
         written.append(folder / name)
     # Tells GitHub Pages to serve the files as they are.
-    (folder / ".nojekyll").touch()
+    with writing(folder):
+        (folder / ".nojekyll").touch()
     return written
 
 

@@ -13,6 +13,7 @@ from attnbench.harness.report.metrics import Metric, did_you_mean, metrics_named
 from attnbench.harness.report.plots import Plot, plots
 from attnbench.harness.report.summary import summarise
 from attnbench.harness.report.tables import build
+from attnbench.harness.run.errors import make_folder, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def write_report(
         if kind not in FILES:
             raise ValueError(f"unknown format {kind!r}{did_you_mean(kind, list(FILES))}")
     run, table, shown = _read(run_folder, baseline, metrics)
-    folder = out or run.folder
+    folder = make_folder(out or run.folder)
     figures = list(plots(table, shown, baseline)) if set(chosen) & set(WITH_FIGURES) else []
     images = _encoded(figures) if draw else []
     tables, summary = build(table, shown, baseline), summarise(run, table)
@@ -56,9 +57,10 @@ def write_report(
         "tex": lambda: render.latex(tables, summary),
         "html": lambda: render.html(tables, summary, embedded, MOST_FILE_BYTES),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for kind in chosen:
-        (folder / FILES[kind]).write_text(write[kind](), encoding="utf-8")
+        text = write[kind]()
+        with writing(folder / FILES[kind]):
+            (folder / FILES[kind]).write_text(text, encoding="utf-8")
     return [folder / FILES[kind] for kind in chosen] + _write_images(images, folder / PLOTS)
 
 
@@ -71,7 +73,8 @@ def write_plots(
 ) -> list[Path]:
     """Writes the figures of a run as PNG and SVG under ``out`` (None: plots/ in the run's folder); see write_report."""
     run, table, chosen = _read(run_folder, baseline, metrics)
-    return _write_images(_encoded(plots(table, chosen, baseline)), out or run.folder / PLOTS)
+    folder = make_folder(out or run.folder / PLOTS)
+    return _write_images(_encoded(plots(table, chosen, baseline)), folder)
 
 
 def _read(
@@ -93,11 +96,11 @@ def _encoded(figures: Iterable[Plot]) -> list[tuple[Plot, dict[str, bytes]]]:
 
 def _write_images(images: list[tuple[Plot, dict[str, bytes]]], out: Path) -> list[Path]:
     if images:
-        out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for plot, files in images:
-        for kind, content in files.items():
-            path = out / f"{plot.name}.{kind}"
+        make_folder(out)
+    files = {
+        out / f"{plot.name}.{kind}": content for plot, kinds in images for kind, content in kinds.items()
+    }
+    with writing(out):
+        for path, content in files.items():
             path.write_bytes(content)
-            written.append(path)
-    return written
+    return list(files)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class Exit(IntEnum):
@@ -30,6 +32,24 @@ class RunError(Exception):
     def __init__(self, message: str, exit_code: int = Exit.USAGE) -> None:
         super().__init__(message)
         self.exit_code = int(exit_code)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What the system says against writing at ``place`` is RunError's one line: whatever its reason, a user's path."""
+    try:
+        yield
+    except OSError as error:
+        refused = Path(error.filename) if error.filename else place
+        why = "is not a folder" if isinstance(error, FileExistsError) else error.strerror or str(error)
+        raise RunError(f"cannot write {refused}: {why}", Exit.MACHINE) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """``folder``, there from now on: called before the work whose results go there. RunError where it cannot be."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def unknown_word(kind: str, word: str, known: Iterable[str]) -> str:
