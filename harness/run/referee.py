@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class Referee:
             "id": str(self._device),
         }
         if self._device.type != "cuda":
-            return facts | {"name": "cpu", "threads": torch.get_num_threads()}
+            waiting = os.environ.get("OMP_WAIT_POLICY")
+            return facts | {"name": "cpu", "threads": torch.get_num_threads(), "omp_wait_policy": waiting}
         torch.cuda.set_device(self._device)
         properties = torch.cuda.get_device_properties(self._device)
         reader = ClockReader(str(properties.uuid))

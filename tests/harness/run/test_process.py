@@ -191,6 +191,18 @@ def test_quit_does_not_wait_for_one_that_is_busy_or_deaf(start: Start) -> None:
         assert worker._process.returncode == -signal.SIGKILL
 
 
+def test_threads_of_a_cpu_worker_do_not_spin_against_its_neighbours(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def policy(device: str) -> object:
+        return call(start(device=device), "variable", name="OMP_WAIT_POLICY")["value"]
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert (policy("cpu"), policy("cuda:0")) == ("PASSIVE", None)
+    monkeypatch.setattr(process, "QUIET_THREADS", {"OMP_WAIT_POLICY": "ACTIVE"})
+    assert policy("cpu") == "ACTIVE"
+
+
 def test_a_role_has_import_folders_of_its_own(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/shared")
     monkeypatch.setenv("ATTNBENCH_PATH_FLASH_ATTN_4", os.pathsep.join(["/four", "/more"]))
