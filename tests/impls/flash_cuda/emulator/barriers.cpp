@@ -26,16 +26,19 @@ const std::uint64_t* meet(std::uint32_t mask, const char* what, std::uint64_t va
     values[current->lane] = value;
     meeting->arrived |= own;
     if (meeting->arrived == mask) {
-        act();
         meeting->arrived = 0;
         ++meeting->generation;
-        Fibers others;
+        Fibers lanes;
         for (unsigned lane = 0; lane < WARP; ++lane) {
-            if (mask >> lane & 1 && lane != current->lane) {
-                others.push_back(&warp.block->fibers[warp.index * WARP + lane]);
-            }
+            if (mask >> lane & 1) lanes.push_back(&warp.block->fibers[warp.index * WARP + lane]);
         }
-        wake(others);
+        meet_clocks(lanes);
+        if (act) {
+            act();
+            meet_clocks(lanes);  // now all know of what that accessed
+        }
+        std::erase(lanes, current);
+        wake(lanes);
     } else {
         while (meeting->generation == generation) block_current(what);
     }
@@ -45,17 +48,24 @@ const std::uint64_t* meet(std::uint32_t mask, const char* what, std::uint64_t va
 std::uint64_t exchange(std::uint32_t mask, std::uint64_t value, std::uint32_t source) {
     CALLED;
     if (!(mask >> source & 1)) fail("shuffle from lane %u, which is not in the mask 0x%08x", source, mask);
-    return meet(mask, "a shuffle or __syncwarp", value, [] {})[source];
+    return meet(mask, "a shuffle or __syncwarp", value, nullptr)[source];
 }
 
 std::uint32_t ballot(std::uint32_t mask, bool predicate) {
     CALLED;
-    const std::uint64_t* values = meet(mask, "a vote", predicate, [] {});
+    const std::uint64_t* values = meet(mask, "a vote", predicate, nullptr);
     std::uint32_t found = 0;
     for (unsigned lane = 0; lane < WARP; ++lane) {
         if (mask >> lane & 1 && values[lane]) found |= 1u << lane;
     }
     return found;
+}
+
+void complete(NamedBarrier& barrier) {
+    meet_clocks(barrier.arrived);
+    barrier.arrived.clear();
+    ++barrier.generation;
+    wake(barrier.waiting);
 }
 
 namespace {
@@ -66,18 +76,17 @@ const char* const NAMES[16] = {
     "named barrier 12", "named barrier 13", "named barrier 14", "named barrier 15",
 };
 
-void arrive(std::uint32_t id, std::uint32_t threads, bool waits) {
+void meet_named(std::uint32_t id, std::uint32_t threads) {
     NamedBarrier& barrier = current->block->named[id];
-    if (barrier.arrived && barrier.threads != threads) {
+    if (!barrier.arrived.empty() && barrier.threads != threads) {
         fail("%s of %u threads, which others take to be of %u", NAMES[id], threads, barrier.threads);
     }
     barrier.threads = threads;
     const std::uint32_t generation = barrier.generation;
-    if (++barrier.arrived == threads) {
-        barrier.arrived = 0;
-        ++barrier.generation;
-        wake(barrier.waiting);
-    } else if (waits) {
+    barrier.arrived.push_back(current);
+    if (barrier.arrived.size() == threads) {
+        complete(barrier);
+    } else {
         while (barrier.generation == generation) {
             barrier.waiting.push_back(current);
             block_current(NAMES[id]);
@@ -95,25 +104,21 @@ void check_named(std::uint32_t id, std::uint32_t threads) {
 void sync_block() {
     CALLED;
     NamedBarrier& all = current->block->named[0];
-    if (all.arrived) all.threads = current->block->alive;  // some may have ended since
-    arrive(0, current->block->alive, true);
+    if (!all.arrived.empty()) all.threads = current->block->alive;  // some may have ended since
+    meet_named(0, current->block->alive);
 }
 
 void sync_named(std::uint32_t id, std::uint32_t threads) {
     CALLED;
     check_named(id, threads);
-    arrive(id, threads, true);
-}
-
-void arrive_named(std::uint32_t id, std::uint32_t threads) {
-    CALLED;
-    check_named(id, threads);
-    arrive(id, threads, false);
+    meet_named(id, threads);
 }
 
 namespace {
 
 constexpr std::uint64_t SEAL = 0x7265697272616221;  // what memory holds where a barrier lies
+
+}  // namespace
 
 Barrier& barrier_at(Block& block, Address address) {
     std::uint64_t word;
@@ -125,10 +130,15 @@ Barrier& barrier_at(Block& block, Address address) {
     return found->second;
 }
 
+namespace {
+
 void complete_if_due(Barrier& barrier) {
     if (barrier.pending || barrier.bytes) return;
     barrier.phase ^= 1;
     barrier.pending = barrier.arrivals;
+    ++barrier.completed;
+    barrier.gathering = advanced(barrier.gathering, machine.launch.threads + barrier.index, barrier.completed);
+    barrier.clock = barrier.gathering;
     wake(barrier.waiting);
 }
 
@@ -142,7 +152,12 @@ void barrier_init(Address address, std::uint32_t arrivals) {
     if (arrivals == 0) fail("a barrier of no arrivals");
     std::memcpy(at(address, sizeof word, block, "barrier"), &word, sizeof word);
     if (block.barriers.count(address)) fail("the barrier at shared address 0x%x is initialised twice", address);
-    block.barriers[address] = {arrivals, arrivals, 0, 0, {}};
+    if (block.barriers.size() == MAX_BARRIERS) fail("more than %u barriers", MAX_BARRIERS);
+    Barrier barrier{};
+    barrier.arrivals = barrier.pending = arrivals;
+    barrier.index = block.barriers.size();
+    barrier.clock = barrier.gathering = clock_of(*current);
+    block.barriers[address] = barrier;
 }
 
 void barrier_arrive(Address address, std::uint32_t bytes, bool expects) {
@@ -153,6 +168,8 @@ void barrier_arrive(Address address, std::uint32_t bytes, bool expects) {
     if (barrier.bytes >= 1 << 20) fail("a barrier cannot wait for %lld bytes", static_cast<long long>(barrier.bytes));
     if (barrier.pending == 0) fail("more arrivals than the %u of the barrier's phase", barrier.arrivals);
     --barrier.pending;
+    barrier.gathering = joined(barrier.gathering, clock_of(*current));
+    ++current->now;
     complete_if_due(barrier);
 }
 
@@ -164,7 +181,10 @@ void arrive_bytes(Block& block, Address address, std::uint32_t bytes) {
 
 bool barrier_done(Address address, std::uint32_t parity) {
     CALLED;
-    return barrier_at(*current->block, address).phase != (parity & 1);
+    const Barrier& barrier = barrier_at(*current->block, address);
+    const bool done = barrier.phase != (parity & 1);
+    if (done) current->known = joined(current->known, barrier.clock);
+    return done;
 }
 
 void barrier_wait(Address address, std::uint32_t parity) {
@@ -175,6 +195,7 @@ void barrier_wait(Address address, std::uint32_t parity) {
         barrier_at(block, address).waiting.push_back(current);
         block_current(parity ? "a barrier's phase 1" : "a barrier's phase 0");
     }
+    current->known = joined(current->known, barrier_at(block, address).clock);
 }
 
 }  // namespace emulator

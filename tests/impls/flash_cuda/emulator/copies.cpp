@@ -73,13 +73,12 @@ void each_chunk(Address tile, std::uint32_t offset, std::uint32_t bytes, Move mo
 
 void load_later(Address target, std::uint32_t bytes, Address barrier, std::function<void(Block&)> write) {
     Block& block = *current->block;
-    begin_load(target, bytes);
+    note_load(target, bytes, barrier_at(block, barrier));
     ++block.loads;
     give_way();
     auto event = std::make_shared<Happening>();
     event->act = [&block, target, bytes, barrier, write = std::move(write)] {
         write(block);
-        end_load(block, target, bytes);
         --block.loads;
         arrive_bytes(block, barrier, bytes);
     };
@@ -100,7 +99,7 @@ Bytes bytes_at(Block& block, Address address, std::uint32_t bytes) {
 void read_group(Block& block, StoreGroup& group) {
     for (Store& store : group.unread) {
         const std::uint32_t bytes = static_cast<std::uint32_t>(store.bytes.size());
-        end_store(block, store.source, bytes);
+        end_store(store.source, bytes);
         if (bytes_at(block, store.source, bytes) != store.bytes) {
             current->pc = store.pc;
             fail("race: shared address 0x%x was overwritten before this store had read it", store.source);

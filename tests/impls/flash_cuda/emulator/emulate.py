@@ -45,7 +45,7 @@ MODULES = (forward_module, backward_module)
 
 WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-unused-function", "-Wno-unused-variable")
 COMMON_FLAGS = ("-g1", "-fPIC", "-U_FORTIFY_SOURCE", "-fcf-protection=none", *WARNINGS)
-MACHINE_FLAGS = ("-std=c++20", "-O3", *COMMON_FLAGS)
+MACHINE_FLAGS = ("-std=c++20", "-O2", "-ftree-vectorize", *COMMON_FLAGS)
 KERNEL_FLAGS = (
     "-std=c++17", "-O1", "-fno-strict-aliasing", "-fsanitize=thread", "-Wno-maybe-uninitialized",
     "-Wno-uninitialized", *COMMON_FLAGS,
@@ -113,11 +113,15 @@ def _compiled(name: str, commands: Any) -> Path:
 @functools.cache
 def machine() -> Path:
     """The library of the machine."""
-    sources = sorted(EMULATOR.glob("*.cpp"))
+    sources = sorted(path.name for path in EMULATOR.glob("*.cpp"))
     name = f"machine-{_digest(compiler(), MACHINE_FLAGS, _contents(EMULATOR, '*.cpp', '*.h'))}.so"
-    return _compiled(
-        name, lambda scratch, target: [[compiler(), *MACHINE_FLAGS, "-shared", *sources, "-o", target]]
-    )
+
+    def commands(scratch: Path, target: Path) -> list[list[object]]:
+        whole = scratch / "machine.cpp"  # as one, which halves the time
+        whole.write_text("".join(f'#include "{source}"\n' for source in sources))
+        return [[compiler(), *MACHINE_FLAGS, f"-I{EMULATOR}", "-shared", whole, "-o", target]]
+
+    return _compiled(name, commands)
 
 
 @functools.cache

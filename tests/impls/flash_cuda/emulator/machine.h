@@ -32,7 +32,6 @@ void fence_async();
 // Barriers of the block and the warp.
 void sync_block();
 void sync_named(std::uint32_t id, std::uint32_t threads);
-void arrive_named(std::uint32_t id, std::uint32_t threads);
 std::uint64_t exchange(std::uint32_t mask, std::uint64_t value, std::uint32_t source);
 std::uint32_t ballot(std::uint32_t mask, bool predicate);
 

@@ -1,12 +1,14 @@
 // Shared memory: poisoned, watched, and fenced off.
 //
 // The device code is compiled with the calls of the thread sanitizer and finds them here: so every access to shared
-// memory is seen. Each granule of 16 bytes remembers which thread wrote it last, how many proxy fences that thread had
-// executed, and how many copies are under way into and out of it.
+// memory is seen, and remembered with the time at which it was by its thread's clock: two that conflict must be ordered by
+// barriers, in whatever order this run had them (a race detector as FastTrack is one: Flanagan & Freund 2009).
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "state.h"
 
@@ -32,12 +34,15 @@ Region* region_of(Address address, Block& block) {
     return address < FIXED ? &block.dynamic : &block.fixed;
 }
 
-/// Call with every mark of a range that lies in shared memory.
+/// Call with every granule that a range touches, and the words of it, a bit for each.
 template <class Use>
-void each_mark(Region& region, Address address, std::uint32_t bytes, Use use) {
-    const std::uint32_t begin = (address - region.address) / GRANULE;
-    const std::uint32_t end = (address - region.address + bytes - 1) / GRANULE;
-    for (std::uint32_t i = begin; i <= end; ++i) use(region.marks[i]);
+void each_granule(Region& region, Address address, std::uint32_t bytes, Use use) {
+    const std::uint32_t begin = address - region.address, end = begin + bytes;
+    for (std::uint32_t i = begin / GRANULE; i * GRANULE < end; ++i) {
+        const std::uint32_t first = i * GRANULE < begin ? (begin - i * GRANULE) / 4 : 0;
+        const std::uint32_t last = (std::min(end - i * GRANULE, GRANULE) - 1) / 4;
+        use(region.granules[i], static_cast<std::uint8_t>((2u << last) - (1u << first)));
+    }
 }
 
 void check_range(const Region& region, Address address, std::uint32_t bytes, const char* what) {
@@ -47,19 +52,58 @@ void check_range(const Region& region, Address address, std::uint32_t bytes, con
     }
 }
 
+std::string name_of(const Access& access) {
+    const unsigned threads = machine.launch.threads;
+    if (access.who >= threads) return "a copy into it (barrier " + std::to_string(access.who - threads) + " of the block)";
+    return std::string(access.writes ? "the write" : "the read") + " of thread " + std::to_string(access.who);
+}
+
+/// Adds an access of the running thread to a history, where it comes after all that conflict with it.
+void add(History& history, const Access& access, Address address, const char* what) {
+    auto& known = history.accesses;
+    if (access.writes && history.stores) {
+        fail("race: %s shared address 0x%x, from which a store is still to read", what, address);
+    }
+    for (std::size_t i = 0; i < known.size();) {
+        const Access& before = known[i];
+        const bool ordered = knows(*current, before);
+        if (!ordered && before.words & access.words && (before.writes || access.writes)) {
+            fail("race: %s shared address 0x%x, and no barrier puts that after %s", what, address, name_of(before).c_str());
+        }
+        // What comes after this access comes after that one too.
+        const bool covered = !(before.words & ~access.words) && (access.writes || !before.writes);
+        if (ordered && covered) {
+            known[i] = known.back();
+            known.pop_back();
+        } else {
+            ++i;
+        }
+    }
+    known.push_back(access);
+}
+
 void write_seen(Region& region, Address address, std::uint32_t bytes) {
-    each_mark(region, address, bytes, [&](Mark& mark) {
-        if (mark.loads) fail("race: writes to shared address 0x%x, into which a copy is under way", address);
-        if (mark.stores) fail("race: overwrites shared address 0x%x, from which a store is still to read", address);
-        mark.writer = current->place.thread.x + 1;
-        mark.fences = current->fences;
+    each_granule(region, address, bytes, [&](History& history, std::uint8_t words) {
+        add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, true, current->now, current->fences},
+            address, "writes");
     });
 }
 
 void read_seen(Region& region, Address address, std::uint32_t bytes) {
-    each_mark(region, address, bytes, [&](Mark& mark) {
-        if (mark.loads) fail("race: reads shared address 0x%x, into which a copy is under way", address);
+    each_granule(region, address, bytes, [&](History& history, std::uint8_t words) {
+        add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, false, current->now, 0}, address,
+            "reads");
     });
+}
+
+void check_fenced(const History& history, Address address, std::uint8_t words, const char* what) {
+    for (const Access& before : history.accesses) {
+        if (before.writes && before.words & words && before.who < machine.launch.threads &&
+            current->block->fibers[before.who].fences == before.fences) {
+            fail("%s shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)", what,
+                 address, unsigned{before.who});
+        }
+    }
 }
 
 /// What the compiler put before an access of the device code.
@@ -89,7 +133,7 @@ void begin_memory(Block& block, unsigned slot) {
     arenas_begin = reinterpret_cast<std::uintptr_t>(arenas());
     if (slot >= SLOTS) fail("more resident blocks than this machine has room for");
     const auto fill = [](Region& region) {
-        region.marks.assign((region.size + GRANULE - 1) / GRANULE, {});
+        region.granules.assign((region.size + GRANULE - 1) / GRANULE, {});
         std::memset(region.base, 0xFF, region.size);  // NaN
     };
     block.dynamic = {arenas() + std::size_t{slot} * SLOT + MARGIN, machine.launch.shared_bytes, FIRST, {}};
@@ -115,47 +159,34 @@ void note_read(Address address, std::uint32_t bytes) {
     read_seen(*region_of(address, *current->block), address, bytes);
 }
 
-void check_visible(Address address, std::uint32_t bytes, const char* what) {
-    Block& block = *current->block;
-    at(address, bytes, block, what);
-    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) {
-        if (mark.loads) fail("race: %s of shared address 0x%x, into which a copy is under way", what, address);
-        if (mark.writer && block.fibers[mark.writer - 1].fences == mark.fences) {
-            fail("%s of shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)", what,
-                 address, mark.writer - 1u);
-        }
+void note_async_read(Address address, std::uint32_t bytes, bool fenced, const char* what) {
+    at(address, bytes, *current->block, what);
+    each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
+        if (fenced) check_fenced(history, address, words, what);
+        add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, false, current->now, 0}, address, what);
     });
 }
 
-void begin_load(Address address, std::uint32_t bytes) {
-    Block& block = *current->block;
-    std::uint8_t* target = at(address, bytes, block, "copy into shared memory");
-    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) {
-        if (mark.loads) fail("race: two copies into shared address 0x%x at once", address);
-        if (mark.stores) fail("race: copy into shared address 0x%x, from which a store is still to read", address);
-        if (mark.writer && block.fibers[mark.writer - 1].fences == mark.fences) {
-            fail("copy into shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)",
-                 address, mark.writer - 1u);
-        }
-        ++mark.loads;
+void note_load(Address address, std::uint32_t bytes, const Barrier& barrier) {
+    std::uint8_t* target = at(address, bytes, *current->block, "a copy into");
+    const auto who = static_cast<std::uint16_t>(machine.launch.threads + barrier.index);
+    each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
+        check_fenced(history, address, words, "a copy writes");
+        add(history, {who, words, true, barrier.completed + 1, 0}, address, "a copy writes");
     });
     std::memset(target, 0xFF, bytes);  // it may come at once, piece by piece: nothing there can be relied on
 }
 
-void end_load(Block& block, Address address, std::uint32_t bytes) {
-    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) {
-        --mark.loads;
-        mark.writer = 0;
-    });
-}
-
 void begin_store(Address address, std::uint32_t bytes) {
-    check_visible(address, bytes, "copy out");
-    each_mark(*region_of(address, *current->block), address, bytes, [&](Mark& mark) { ++mark.stores; });
+    note_async_read(address, bytes, true, "a copy reads");
+    each_granule(*region_of(address, *current->block), address, bytes,
+                 [&](History& history, std::uint8_t) { ++history.stores; });
 }
 
-void end_store(Block& block, Address address, std::uint32_t bytes) {
-    each_mark(*region_of(address, block), address, bytes, [&](Mark& mark) { --mark.stores; });
+void end_store(Address address, std::uint32_t bytes) {
+    each_granule(*region_of(address, *current->block), address, bytes,
+                 [&](History& history, std::uint8_t) { --history.stores; });
+    note_async_read(address, bytes, false, "a copy reads");
 }
 
 void* shared_memory() { return current->block->dynamic.base; }

@@ -59,9 +59,9 @@ struct Matrix {
 };
 
 /// 16-bit elements (first + i, k) of an operand: i < count, k < 16, to tile[i * by_i + k * by_k]. What lies in shared
-/// memory comes in chunks of 16 bytes. `check`: fail where threads wrote and did not fence.
+/// memory comes in chunks of 16 bytes. `starts`: the product does, and is not done.
 void take(std::vector<std::uint16_t>& tile, std::uint64_t descriptor, bool transposed, int first, int count, int by_i,
-          int by_k, Block& block, bool check, const char* what) {
+          int by_k, Block& block, bool starts, const char* what) {
     const Matrix matrix(descriptor);
     constexpr int CHUNK = GRANULE / 2;
     tile.resize(static_cast<std::size_t>(count) * DEPTH);
@@ -73,7 +73,7 @@ void take(std::vector<std::uint16_t>& tile, std::uint64_t descriptor, bool trans
             const Address address = swizzled(plain);
             std::uint16_t chunk[CHUNK];
             std::memcpy(chunk, at(address, GRANULE, block, what), GRANULE);
-            if (check) check_visible(address, GRANULE, what);
+            note_async_read(address, GRANULE, starts, what);
             for (int e = 0; e < CHUNK; ++e) {
                 tile[(i + (transposed ? e : 0)) * by_i + (k + (transposed ? 0 : e)) * by_k] = chunk[e];
             }
@@ -83,14 +83,14 @@ void take(std::vector<std::uint16_t>& tile, std::uint64_t descriptor, bool trans
 
 int first_row(const Warp& warp) { return warp.index % WARPGROUP_WARPS * ROWS; }
 
-void take_shared(const Product& product, Warp& warp, bool check, std::vector<std::uint16_t>& a,
+void take_shared(const Product& product, Warp& warp, bool starts, std::vector<std::uint16_t>& a,
                  std::vector<std::uint16_t>& b) {
     if (!product.kind.a_in_registers) {
-        take(a, product.a, product.kind.a_transposed, first_row(warp), ROWS, DEPTH, 1, *warp.block, check,
-             "operand A of a product");
+        take(a, product.a, product.kind.a_transposed, first_row(warp), ROWS, DEPTH, 1, *warp.block, starts,
+             "operand A of a product reads");
     }
-    take(b, product.b, product.kind.b_transposed, 0, product.kind.n, 1, product.kind.n, *warp.block, check,
-         "operand B of a product");
+    take(b, product.b, product.kind.b_transposed, 0, product.kind.n, 1, product.kind.n, *warp.block, starts,
+         "operand B of a product reads");
 }
 
 /// Fragments: lane l holds rows l / 4 and + 8, columns 2 (l % 4) and + 1 of every 8.
@@ -290,7 +290,7 @@ void store_matrices(Address row, const std::uint32_t (&registers)[4]) {
     } own{row, registers};
     if (row % GRANULE) fail("stmatrix to shared address 0x%x, which is not a multiple of 16", row);
     // Lane l addresses row l % 8 of matrix l / 8, which it is the writer of; 2 elements of it come from each of 4 lanes.
-    const std::uint64_t* lanes = meet(ALL_LANES, "stmatrix", reinterpret_cast<std::uint64_t>(&own), [] {});
+    const std::uint64_t* lanes = meet(ALL_LANES, "stmatrix", reinterpret_cast<std::uint64_t>(&own), nullptr);
     std::uint32_t line[4];
     for (int part = 0; part < 4; ++part) {
         line[part] = reinterpret_cast<const Lane*>(lanes[current->lane % 8 * 4 + part])->registers[current->lane / 8];
@@ -298,7 +298,7 @@ void store_matrices(Address row, const std::uint32_t (&registers)[4]) {
     note_write(row, sizeof line);
     std::memcpy(at(row, sizeof line, *current->block, "stmatrix"), line, sizeof line);
     // Nobody leaves before all have read.
-    meet(ALL_LANES, "stmatrix", 0, [] {});
+    meet(ALL_LANES, "stmatrix", 0, nullptr);
 }
 
 }  // namespace emulator

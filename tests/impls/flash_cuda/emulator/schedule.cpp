@@ -94,6 +94,7 @@ void start_block(unsigned slot) {
     block->slot = slot;
     block->alive = launch.threads;
     begin_memory(*block, slot);
+    const auto nothing = std::make_shared<std::vector<std::uint32_t>>(launch.threads + MAX_BARRIERS);
     for (unsigned t = 0; t < launch.threads; ++t) {
         if (t % WARP == 0) {
             Warp& warp = block->warps.emplace_back();
@@ -106,6 +107,7 @@ void start_block(unsigned slot) {
         fiber.block = block.get();
         fiber.warp = &block->warps.back();
         fiber.lane = t % WARP;
+        fiber.known = nothing;
         fiber.stack = stack_of(slot * launch.threads + t);
         make_ready(fiber);
     }
@@ -206,11 +208,7 @@ void run_blocks() {
             } else {
                 // The whole block's barrier counts who is left.
                 NamedBarrier& all = block.named[0];
-                if (all.arrived && all.arrived >= block.alive) {
-                    all.arrived = 0;
-                    ++all.generation;
-                    wake(all.waiting);
-                }
+                if (all.arrived.size() == block.alive) complete(all);
             }
         }
     }

@@ -15,10 +15,18 @@ namespace emulator {
 
 constexpr unsigned WARP = 32, WARPGROUP_WARPS = 4;
 constexpr std::uint32_t ALL_LANES = 0xffffffffu;
-constexpr std::uint32_t GRANULE = 16;  // bytes of shared memory that are watched as one
+constexpr std::uint32_t GRANULE = 16;  // bytes of shared memory that are watched together
+constexpr unsigned MAX_BARRIERS = 128;  // in shared memory
 
 struct Block;
+struct Fiber;
 struct Warp;
+
+using Fibers = std::vector<Fiber*>;
+
+/// How far each thread of a block, and each barrier's copies, have come by what somebody knows: a vector clock (Lamport
+/// 1978; Mattern 1989). Threads that came together share one.
+using Clock = std::shared_ptr<const std::vector<std::uint32_t>>;
 
 /// Something asynchronous that will happen at some time.
 struct Happening {
@@ -56,11 +64,11 @@ struct Fiber {
     const void* pc = nullptr;         // where it called the machine last
     const char* waits_for = nullptr;  // what, where BLOCKED
     std::uint32_t fences = 1;         // proxy fences so far
+    std::uint32_t now = 1;            // own time: steps from one release to the next
+    Clock known;                      // of the others
     std::vector<Store> open_stores;
     std::deque<StoreGroup> store_groups;
 };
-
-using Fibers = std::vector<Fiber*>;
 
 /// Lanes that come together for one instruction.
 struct Meeting {
@@ -106,30 +114,41 @@ struct Warp {
     std::vector<std::shared_ptr<Claim>> claims;
 };
 
-/// What happened last to a granule of shared memory.
-struct Mark {
-    std::uint16_t writer = 0;  // thread + 1, if by a thread
-    std::uint16_t loads = 0, stores = 0;  // copies into and out of it, under way
-    std::uint32_t fences = 0;  // the writer's, before it wrote
+/// An access to some words of a granule of shared memory.
+struct Access {
+    std::uint16_t who;  // a thread, or behind the threads a barrier whose copies wrote
+    std::uint8_t words;  // a bit for each
+    bool writes;
+    std::uint32_t when;  // by the clock of who
+    std::uint32_t fences;  // of the thread, before it
+};
+
+/// A granule: accesses that nobody is known to have come after, and stores that are still to read it.
+struct History {
+    std::vector<Access> accesses;
+    std::uint16_t stores = 0;
 };
 
 struct Region {
     std::uint8_t* base = nullptr;
     std::uint32_t size = 0;
     Address address = 0;
-    std::vector<Mark> marks;
+    std::vector<History> granules;
 };
 
 struct Barrier {
     std::uint32_t arrivals, pending;
     std::int64_t bytes = 0;
     std::uint32_t phase = 0;
+    unsigned index = 0;          // in the block
+    std::uint32_t completed = 0;  // phases
+    Clock clock, gathering;      // of what came before the last completed phase, and the running one
     Fibers waiting;
 };
 
 struct NamedBarrier {
-    std::uint32_t threads = 0, arrived = 0, generation = 0;
-    Fibers waiting;
+    std::uint32_t threads = 0, generation = 0;
+    Fibers arrived, waiting;
 };
 
 struct Block {
@@ -186,16 +205,29 @@ inline Address swizzled(Address address) { return address ^ (address >> 7 & 7) <
 // memory.cpp
 void begin_memory(Block& block, unsigned slot);
 std::uint8_t* at(Address address, std::uint32_t bytes, Block& block, const char* what);
+/// Accesses of the running thread. Each fails if another one of the same words, either of them a write, is not known to
+/// have come before: if no barrier orders them.
 void note_write(Address address, std::uint32_t bytes);
 void note_read(Address address, std::uint32_t bytes);
-/// Fails if what an asynchronous reader will find is not what threads have written.
-void check_visible(Address address, std::uint32_t bytes, const char* what);
-void begin_load(Address address, std::uint32_t bytes);
-void end_load(Block& block, Address address, std::uint32_t bytes);
+/// The same of an asynchronous reader, which the running thread starts or has waited for. `fenced`: fails too if a thread
+/// wrote and executed no proxy fence since.
+void note_async_read(Address address, std::uint32_t bytes, bool fenced, const char* what);
+/// A copy that writes; its place is known to be written when the barrier's running phase is complete.
+void note_load(Address address, std::uint32_t bytes, const Barrier& barrier);
 void begin_store(Address address, std::uint32_t bytes);
-void end_store(Block& block, Address address, std::uint32_t bytes);
+void end_store(Address address, std::uint32_t bytes);
+
+// clocks.cpp
+Clock clock_of(const Fiber& fiber);  // with its own time
+Clock joined(const Clock& a, const Clock& b);
+Clock advanced(const Clock& clock, unsigned who, std::uint32_t when);
+/// These threads have met.
+void meet_clocks(const Fibers& fibers);
+bool knows(const Fiber& fiber, const Access& access);
 
 // barriers.cpp
+void complete(NamedBarrier& barrier);
+Barrier& barrier_at(Block& block, Address barrier);
 void arrive_bytes(Block& block, Address barrier, std::uint32_t bytes);
 /// Lanes of `mask` come together; the last one calls `act`. Returns every lane's value, until its next meeting.
 const std::uint64_t* meet(std::uint32_t mask, const char* what, std::uint64_t value, const std::function<void()>& act);
