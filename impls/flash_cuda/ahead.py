@@ -9,7 +9,6 @@ from functools import partial
 from attnbench.harness.contract import Build, Compiled
 from attnbench.impls.flash_cuda.build import CompileError, build, cached
 from attnbench.impls.flash_cuda.configs import (
-    MAX_BACKWARD_HEAD_DIM,
     BackwardKernel,
     ForwardKernel,
     Shape,
@@ -26,7 +25,7 @@ LENGTHS = (1, 512, 4096)
 MASK_BLOCK = (128, 128)
 
 
-def every_kernel() -> list[Kernel]:
+def every_kernel(deterministic: bool = False) -> list[Kernel]:
     """All kernels that a call can ask for, in a settled order; of block lists those of FlexAttention's blocks without
     dropout."""
     found: set[Kernel] = set()
@@ -39,14 +38,14 @@ def every_kernel() -> list[Kernel]:
                 found.add(
                     forward_kernel(dataclasses.replace(shape, mask_block=MASK_BLOCK), multiprocessors=1)
                 )
-        if max(dim, dim_v) <= MAX_BACKWARD_HEAD_DIM and not dropout:
-            found.add(backward_kernel(Shape(dtype, 1, 1, 1, 512, 512, dim, dim_v, left, right)))
+        shape = Shape(dtype, 1, 1, 1, 512, 512, dim, dim_v, left, right, dropout)
+        found.add(backward_kernel(shape, deterministic))
     return sorted(found, key=str)
 
 
-def builds() -> dict[str, Build]:
+def builds(deterministic: bool = False) -> dict[str, Build]:
     """What compiles each of them, by its name."""
-    return {name_of(kernel): partial(compile_one, kernel) for kernel in every_kernel()}
+    return {name_of(kernel): partial(compile_one, kernel) for kernel in every_kernel(deterministic)}
 
 
 def name_of(kernel: Kernel) -> str:

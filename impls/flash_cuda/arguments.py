@@ -28,9 +28,9 @@ ROW_FIELDS = struct.Struct("<9Q6q5i4x")
 """backward::RowParams: out, d_out, lse, d_lse, lse_log2, delta, dq, dq_count, ticket, strides of d_out and d_lse,
 sizes."""
 
-BACKWARD_FIELDS = struct.Struct("<5Q5i5i3i2fi24x")
-"""backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, band, work, kv_heads, group, row_blocks,
-scale, scale_log2, threshold."""
+BACKWARD_FIELDS = struct.Struct("<6Q5i5i3i3fi12x")
+"""backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, band, work, kv_heads, group,
+row_blocks, scale, scale_log2, keep_scale, threshold."""
 
 FINISH_FIELDS = struct.Struct("<Q3if40x")
 """backward::FinishParams after dq's map: dq, kv_heads, group, row_blocks, scale."""

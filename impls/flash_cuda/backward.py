@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attnbench.impls.flash_api import Band, Options, dropout_threshold
+from attnbench.impls.flash_api import Band, Options, dropout_effective_p, dropout_threshold
 from attnbench.impls.flash_cuda.arguments import (
     BACKWARD_FIELDS,
     FINISH_FIELDS,
@@ -20,7 +20,6 @@ from attnbench.impls.flash_cuda.arguments import (
     readable,
 )
 from attnbench.impls.flash_cuda.configs import (
-    MAX_BACKWARD_HEAD_DIM,
     BackwardKernel,
     Shape,
     backward_kernel,
@@ -64,7 +63,7 @@ class BackwardPlan:
             DTYPES[dtype], batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v,
             band.left is not None, band.right is not None, options.dropout_p > 0,
         )  # fmt: skip
-        config = backward_kernel(shape)
+        config = backward_kernel(shape, options.deterministic)
         row_blocks = ceil_div(seqlen_q, config.ROWS)
         tiles, planes = ceil_div(seqlen_k, config.keys), batch * kv_heads
         blocks = min(multiprocessors(device), tiles * planes)
@@ -76,7 +75,7 @@ class BackwardPlan:
         fields = (
             seqlen_q, seqlen_k, band.shift, band.left or 0, band.right or 0, tiles, planes, wave, tiles * planes,
             blocks, kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
-            dropout_threshold(options.dropout_p),
+            1 / (1 - dropout_effective_p(options.dropout_p)), dropout_threshold(options.dropout_p),
         )  # fmt: skip
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
@@ -94,7 +93,10 @@ class BackwardPlan:
         rows = self.row_blocks * config.ROWS
         blocks = planes * self.row_blocks * config.units
         statistics = lse.new_empty((2, planes, rows))
-        sums = lse.new_empty((blocks, ROWS * ROWS))
+        # A counter for each block of sums, whose tiles add in turn; it is zeroed with the sums.
+        turns = ceil_div(blocks, 4) * 4 if config.deterministic else 0
+        sums = lse.new_empty(blocks * ROWS * ROWS + turns)
+        counters = sums.data_ptr() + 4 * blocks * ROWS * ROWS if config.deterministic else 0
         lse_log2, delta = statistics.data_ptr(), statistics.data_ptr() + statistics.nbytes // 2
         with on_device(device):
             stream = stream_of(device)
@@ -110,7 +112,7 @@ class BackwardPlan:
             params = b"".join((
                 *(known.at(x.data_ptr()) for known, x in zip(self.maps, tensors, strict=True)),
                 BACKWARD_FIELDS.pack(
-                    lse_log2, delta, sums.data_ptr(), 0 if rng is None else rng.data_ptr(), counter,
+                    lse_log2, delta, sums.data_ptr(), 0 if rng is None else rng.data_ptr(), counter, counters,
                     *self.fields,
                 ),
             ))  # fmt: skip
@@ -123,23 +125,10 @@ class BackwardPlan:
 
 def refuse(q: Tensor, v: Tensor, options: Options) -> None:
     """Raise ValueError for what this backward does not compute; see `flash_api.operators.Refuse`."""
-    if options.deterministic:
-        raise ValueError(
-            "deterministic: got True, allowed is False: tiles add to dq in the order in which they finish"
-        )
-    if options.dropout_p > 0:
-        raise ValueError(
-            f"dropout_p: got {options.dropout_p}, allowed is 0 with gradients: the backward has no dropout"
-        )
     if options.mask_block != (0, 0):
         raise ValueError(
             "block_mask: got one, allowed is None with gradients: the backward walks no lists of blocks"
         )
-    for name, x in (("q", q), ("v", v)):
-        if x.shape[3] > MAX_BACKWARD_HEAD_DIM:
-            raise ValueError(
-                f"{name}: head_dim {x.shape[3]}, the backward of flash_cuda takes up to {MAX_BACKWARD_HEAD_DIM}"
-            )
 
 
 def backward(

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 L2_WORKING_SET = 32 * 2**20
 """Bytes of K and V that the blocks in flight may share: about 60% of Hopper's L2."""
 
-MAX_BACKWARD_HEAD_DIM = 128
-"""What the backward offers. `csrc/backward/wide.cuh` is written for up to 256, and compiles, but no GPU has run it."""
-
 PANEL = 64
 """Head dims in shared memory are multiples of this."""
 
@@ -263,6 +260,7 @@ class BackwardKernel:
     has_left: bool = False
     has_right: bool = False
     dropout: bool = False
+    deterministic: bool = False
 
     PREPARE, MAIN, FINISH = "attention_backward_prepare", "attention_backward", "attention_backward_finish"
     ROWS = 64
@@ -288,7 +286,8 @@ class BackwardKernel:
     @property
     def source(self) -> str:
         """CUDA source of the three."""
-        flags = [str(flag).lower() for flag in (self.has_left, self.has_right, self.dropout)]
+        switches = (self.has_left, self.has_right, self.dropout, self.deterministic)
+        flags = [str(switch).lower() for switch in switches]
         words = ", ".join(map(str, [self.dtype, self.dim, self.dim_v, *flags]))
         return (
             '#include "backward/kernel.cuh"\n'
@@ -310,10 +309,12 @@ class BackwardKernel:
 
 
 @lru_cache(maxsize=4096)
-def backward_kernel(shape: Shape) -> BackwardKernel:
-    """The backward kernels of a problem."""
+def backward_kernel(shape: Shape, deterministic: bool = False) -> BackwardKernel:
+    """The backward kernels of a problem. deterministic: gradients repeat bit for bit."""
     dim, dim_v = padded(shape.head_dim), padded(shape.head_dim_v)
     if max(dim, dim_v) > 128:
         # Consumers share the columns, in halves of whole panels.
         dim, dim_v = (ceil_div(d, 2 * PANEL) * 2 * PANEL for d in (dim, dim_v))
-    return BackwardKernel(shape.dtype, dim, dim_v, shape.has_left, shape.has_right, shape.dropout)
+    return BackwardKernel(
+        shape.dtype, dim, dim_v, shape.has_left, shape.has_right, shape.dropout, deterministic
+    )

@@ -30,10 +30,9 @@ def flash_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `attnbench.impls.flash_triton.flash_attention`, on Hopper GPUs, but with less on offer.
 
-    float16 and bfloat16; blocks of a block_mask are multiples of 64 queries x 32 keys. With gradients: head dims to
-    128, no dropout, no block_mask, not deterministic (gradients differ by rounding from call to call; out and lse
-    repeat bit for bit). The call raises ValueError or TypeError for the rest, also when its forward alone would have
-    been possible; torch.no_grad() asks for that.
+    float16 and bfloat16; blocks of a block_mask are multiples of 64 queries x 32 keys. With gradients: no block_mask.
+    The call raises ValueError or TypeError for the rest, also when its forward alone would have been possible;
+    torch.no_grad() asks for that. deterministic: gradients repeat bit for bit, as out and lse always do.
 
     Tensors that the copy engine cannot address (a base or a stride not a multiple of 16 bytes, a last stride other
     than 1) are copied first.

@@ -16,14 +16,12 @@ from attnbench.harness.contract import (
 from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import Problem
 from attnbench.impls.flash_api.plugin import FlashPlugin
-from attnbench.impls.flash_cuda.configs import LIST_KEYS, LIST_QUERIES, MAX_BACKWARD_HEAD_DIM
+from attnbench.impls.flash_cuda.configs import LIST_KEYS, LIST_QUERIES
 
 
 class FlashCuda(FlashPlugin):
-    """`attnbench.impls.flash_cuda.flash_attention`."""
+    """`attnbench.impls.flash_cuda.flash_attention`; with ``deterministic``, gradients repeat bit for bit."""
 
-    name = "flash-cuda"
-    summary = "the project's FlashAttention-3 in CUDA C++ for Hopper"
     compile_processes = 3  # a configuration compiles in about a second, into a cache on disk
     capabilities = Capabilities(
         compute_capability=((9, 0), (9, 0)),
@@ -37,6 +35,12 @@ class FlashCuda(FlashPlugin):
         min_seqlen=0,
     )
 
+    def __init__(self, name: str = "flash-cuda", deterministic: bool = False) -> None:
+        self.name = name
+        self.deterministic = deterministic
+        words = ", deterministic" if deterministic else ""
+        self.summary = "the project's FlashAttention-3 in CUDA C++ for Hopper" + words
+
     def unavailable(self, device: Device) -> Unavailable | None:
         return super().unavailable(device) or _missing_compiler()
 
@@ -47,13 +51,8 @@ class FlashCuda(FlashPlugin):
             found.append(
                 f"mask blocks {blocks.block_q}x{blocks.block_k} are not multiples of {LIST_QUERIES}x{LIST_KEYS}"
             )
-        if problem.direction != "fwd":
-            if max(problem.head_dim, problem.head_dim_v) > MAX_BACKWARD_HEAD_DIM:
-                found.append(f"the backward takes head dims up to {MAX_BACKWARD_HEAD_DIM}")
-            if problem.dropout_p > 0:
-                found.append("the backward has no dropout")
-            if blocks:
-                found.append("the backward walks no lists of blocks")
+        if problem.direction != "fwd" and blocks:
+            found.append("the backward walks no lists of blocks")
         return found
 
     def builds(self) -> Mapping[str, Build]:
@@ -61,7 +60,7 @@ class FlashCuda(FlashPlugin):
             raise Unsupported(absent.line)
         from attnbench.impls.flash_cuda.ahead import builds
 
-        return builds()
+        return builds(self.deterministic)
 
     def attention(self) -> Callable[..., Any]:
         from attnbench.impls.flash_cuda import flash_attention
@@ -71,3 +70,6 @@ class FlashCuda(FlashPlugin):
 
 def _missing_compiler() -> Unavailable | None:
     return missing_module("cuda.bindings", "pip install cuda-bindings nvidia-cuda-nvrtc")
+
+
+deterministic = FlashCuda("flash-cuda-deterministic", deterministic=True)

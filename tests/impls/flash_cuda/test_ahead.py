@@ -6,8 +6,14 @@ from dataclasses import replace
 import pytest
 
 from attnbench.impls.flash_cuda import ahead, build
-from attnbench.impls.flash_cuda.configs import ForwardKernel, Shape, backward_kernel, forward_kernel
-from attnbench.impls.flash_cuda.plugin import FlashCuda
+from attnbench.impls.flash_cuda.configs import (
+    BackwardKernel,
+    ForwardKernel,
+    Shape,
+    backward_kernel,
+    forward_kernel,
+)
+from attnbench.impls.flash_cuda.plugin import FlashCuda, deterministic
 
 PLAIN = forward_kernel(Shape("BF16", 1, 2, 2, 4096, 4096, 128, 128, False, False), 1)
 
@@ -40,12 +46,18 @@ def test_a_loss_is_a_problem_and_the_log_is_kept(kernel, problem, logged):
 
 
 def test_every_configuration_has_a_name_and_crosses_to_another_process():
-    builds = FlashCuda().builds()
-    assert len(builds) == len(ahead.every_kernel())
-    assert not any(" " in name for name in builds)
-    assert [pickle.loads(pickle.dumps(one)).args for one in builds.values()] == [
-        (kernel,) for kernel in ahead.every_kernel()
-    ]
+    for plugin in (FlashCuda(), deterministic):
+        builds = plugin.builds()
+        kernels = ahead.every_kernel(plugin.deterministic)
+        assert len(builds) == len(kernels)
+        assert not any(" " in name for name in builds)
+        assert [pickle.loads(pickle.dumps(one)).args for one in builds.values()] == [(k,) for k in kernels]
+
+
+def test_deterministic_gradients_have_kernels_of_their_own():
+    plain, settled = set(ahead.every_kernel()), set(ahead.every_kernel(deterministic=True))
+    assert {type(kernel) for kernel in plain ^ settled} == {BackwardKernel}
+    assert all(kernel.deterministic for kernel in settled - plain)
 
 
 def test_a_name_says_what_is_set():

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -88,6 +89,26 @@ def test_blocks_of_a_range(evaluate, cases):
         assert set(some) >= {b for b, keys in blocks.items() if keys & wanted}
         assert not wanted or set(some) == {b for b, keys in blocks.items() if keys & wanted}
         assert set(whole) == {b for b, keys in blocks.items() if keys <= wanted}
+
+
+@few_batches
+@given(cases=st.lists(BANDS, min_size=8, max_size=8))
+def test_turns_count_the_tiles_that_come_before(evaluate, cases):
+    """Tiles of 16 keys in the order in which they are drawn; what each adds to a block of 8 rows is the next turn."""
+    asked, expected = [], []
+    for band, last_keys_first in itertools.product(cases, (False, True)):
+        if last_keys_first and band[3] is None:
+            continue  # without a right side all tiles begin at the first row
+        flags, literal = words(band)
+        order = f"8, 16, {flags[1:-1]}, {str(last_keys_first).lower()}"
+        pairs = {(i // 8, j // 16) for i, j in visible(band)}
+        done = Counter()
+        for tile in sorted({tile for _, tile in pairs}, reverse=last_keys_first):
+            for block in sorted(block for block, other in pairs if other == tile):
+                asked.append(f"backward::turn_of<{order}>({literal}, {block}, {16 * tile})")
+                expected.append(done[block])
+                done[block] += 1
+    assert evaluate("backward/turns.cuh", asked) == expected
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def recorder(monkeypatch):
     BackwardPlan.of.cache_clear()
 
 
-def options(left=None, right=None, bottom_right=True, scale=0.5, dropout_p=0.0, mask_block=(0, 0)):
-    return Options(left, right, bottom_right, scale, dropout_p, mask_block, False)
+def options(
+    left=None, right=None, bottom_right=True, scale=0.5, dropout_p=0.0, mask_block=(0, 0), deterministic=False
+):
+    return Options(left, right, bottom_right, scale, dropout_p, mask_block, deterministic)
 
 
 def tensors(batch, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v):
@@ -206,17 +208,40 @@ def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
     assert told[15:] == (batch, heads, seqlen_q, 64 * row_blocks, head_dim_v)
     fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
     tiles = -(-seqlen_k // 128)
-    assert fields[:5] == (*told[4:7], 0, TICKET)
-    assert fields[5:10] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
-    assert fields[10:12] == (tiles, batch * kv_heads)
-    assert fields[13:15] == (tiles * batch * kv_heads, main[1])
-    assert fields[15:18] == (kv_heads, heads // kv_heads, row_blocks)
+    assert fields[:6] == (*told[4:7], 0, TICKET, 0)
+    assert fields[6:11] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
+    assert fields[11:13] == (tiles, batch * kv_heads)
+    assert fields[14:16] == (tiles * batch * kv_heads, main[1])
+    assert fields[16:19] == (kv_heads, heads // kv_heads, row_blocks)
+    assert fields[21:] == (1.0, 256)
     for (found, address), x in zip(
         recorder.maps_of(main[3], 6), (q, d_out, k, v, grads[1], grads[2]), strict=True
     ):
         assert address == x.data_ptr()
         assert address_of(found, x, kv_heads) == x.data_ptr() + 2 * x[-1, -1, -1, -1:].storage_offset()
     assert finish[1] == batch * heads * row_blocks * units
+
+
+def test_a_deterministic_backward_has_a_counter_for_each_block_of_sums(recorder):
+    q, k, v = tensors(1, 130, 50, 2, 2, 64, 64)
+    out, lse = forward(q, k, v, None, [], options())
+    backward(torch.randn_like(out), None, q, k, v, out, lse, None, [], options(deterministic=True))
+    prepare, main, _ = recorder.launches[-3:]
+    told = ROW_FIELDS.unpack(prepare[3])
+    fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
+    blocks = 2 * 3  # heads x rows in 64s
+    assert fields[5] == told[6] + 4 * 64 * 64 * blocks
+    assert told[7] == (64 * 64 * blocks + 8) // 4  # float4 to be zeroed: the counters too
+
+
+def test_what_dropout_keeps_is_scaled_by_the_rate_that_the_kernels_have(recorder):
+    q, k, v = tensors(1, 130, 50, 2, 2, 64, 64)
+    rng = torch.zeros(2, dtype=torch.int64)
+    out, lse = forward(q, k, v, rng, [], options(dropout_p=0.3))
+    backward(torch.randn_like(out), None, q, k, v, out, lse, rng, [], options(dropout_p=0.3))
+    fields = BACKWARD_FIELDS.unpack(recorder.launches[-2][3][6 * MAP_BYTES :])
+    assert fields[3] == rng.data_ptr()
+    assert fields[21:] == (pytest.approx(256 / 179), 179)
 
 
 def test_tensors_that_the_copy_engine_cannot_address_are_copied(recorder):

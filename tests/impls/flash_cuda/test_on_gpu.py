@@ -44,12 +44,10 @@ def test_both_passes(make, wrong, seqlen_q, seqlen_k, heads, kv_heads, head_dim,
 
 
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [(192, 128), (256, 256), (128, 256), (200, 248)])
-@pytest.mark.parametrize("right", [None, 0])
-def test_forward_of_wide_heads(make, errors, head_dim, head_dim_v, right):
-    problem = make(700, 900, 4, 2, head_dim, head_dim_v, batch=2, dtype=BF16, right=right)
-    got = flash_attention(problem.q, problem.k, problem.v, window=(None, right), return_lse=True)
-    reference, eager = problem.attention(torch.float64), problem.attention(BF16)
-    assert errors(list(got), reference[:2], eager[:2]) == []
+@pytest.mark.parametrize("band", [{}, {"right": 0}, {"left": 100, "right": 20}], ids=str)
+def test_wide_heads(make, wrong, head_dim, head_dim_v, band):
+    problem = make(700, 900, 4, 2, head_dim, head_dim_v, batch=2, dtype=BF16, **band)
+    assert wrong(problem, flash_attention, window=(band.get("left"), band.get("right"))) == []
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
@@ -117,6 +115,28 @@ def test_few_queries(make, errors, seqlen_q, seqlen_k, heads, kv_heads, batch, h
     assert errors(list(got), reference[:2], eager[:2]) == []
 
 
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_gradients_with_dropout(make, wrong, monkeypatch, head_dim, p):
+    problem = make(500, 700, 4, 2, head_dim, batch=2, dtype=BF16, right=0)
+    state = torch.tensor([-(2**50) + 3, 11], dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(call, "draw_dropout_state", lambda device: state)
+    keep = dropout_keep_mask(-(2**50) + 3, 11, 2, 4, 500, 700, p, device="cuda")
+    dropped = (keep, 1 - dropout_effective_p(p))
+    assert wrong(problem, flash_attention, dropped=dropped, causal=True, dropout_p=p) == []
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("band", [{}, {"right": 0}, {"left": 300, "right": 20}], ids=str)
+def test_deterministic_gradients_repeat_bit_for_bit(make, wrong, head_dim, band):
+    problem = make(2000, 2000, 8, 2, head_dim, batch=2, dtype=BF16, **band)
+    options = {"window": (band.get("left"), band.get("right")), "deterministic": True}
+    assert wrong(problem, flash_attention, **options) == []
+    first = problem.run(flash_attention, **options)
+    for _ in range(50):
+        assert all(map(torch.equal, problem.run(flash_attention, **options), first))
+
+
 @pytest.mark.parametrize("layout", ["expanded", "transposed", "offset", "odd stride"])
 def test_any_layout(make, wrong, layout):
     problem = make(200, 300, 2, 2, 64, batch=2, dtype=BF16, right=0)
@@ -168,14 +188,3 @@ def test_rows_that_see_nothing_pass_no_gradient_of_lse_on(make):
     got = problem.run(flash_attention, causal=True)
     assert all(torch.isfinite(gradient).all() for gradient in got[2:])
     assert all(map(torch.equal, got[3:], expected[3:]))
-
-
-def test_what_the_backward_does_not_offer_is_an_error(make):
-    wide = make(64, 64, 1, 1, 256, dtype=BF16)
-    with pytest.raises(ValueError, match="q: head_dim 256, the backward of flash_cuda takes up to 128"):
-        wide.run(flash_attention)
-    narrow = make(64, 64, 1, 1, 64, dtype=BF16)
-    with pytest.raises(ValueError, match="dropout_p"):
-        narrow.run(flash_attention, dropout_p=0.1)
-    with pytest.raises(ValueError, match="deterministic"):
-        narrow.run(flash_attention, deterministic=True)

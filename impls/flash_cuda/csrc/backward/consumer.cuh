@@ -1,8 +1,9 @@
 // What both kinds of consumer do: walk the queries, mask, and send dQ, dK and dV away.
 #pragma once
-#include "attn/dropout.cuh"
 #include "attn/softmax.cuh"
+#include "backward/dropout.cuh"
 #include "backward/load.cuh"
+#include "backward/turns.cuh"
 #include "tile/product.cuh"
 
 namespace backward {
@@ -20,13 +21,15 @@ struct Consumer {
     tile::Cursor<1> kv_at;
     tile::Cursor<C::SLOTS> q_at;
     tile::Cursor<C::OUT_SLOTS> d_out_at;
-    int buffer = 0;  // of plan.scores
+    tile::Cursor<1> stage_at;  // of plan.handed, in the thread that hands over
+    int buffer = 0;            // of plan.scores
 
     Assignment work;
     float dk[tile::accumulators(C::OWN_DIM)];
     float dv[tile::accumulators(C::OWN_DIM_V)];
     float scores[tile::accumulators(C::OWN_ROWS)];    // S, then P
     float d_scores[tile::accumulators(C::OWN_ROWS)];  // dP, then dS
+    Dropped<C::OWN_ROWS> dropped;
 
     __device__ __forceinline__ Consumer(const Params& params_, Plan& plan_, int consumer_)
         : params(params_),
@@ -49,10 +52,20 @@ struct Consumer {
             plan.kv_barriers.release(kv_at, lane);
 #pragma unroll
             for (float& value : dk) value *= params.scale;
+            if constexpr (C::DROPOUT) {
+#pragma unroll
+                for (float& value : dv) value *= params.keep_scale;
+            }
             store_result<C::OWN_DIM>(plan.stage[consumer].dk, dk, params.dk);
             store_result<C::OWN_DIM_V>(plan.stage[consumer].dv, dv, params.dv);
         }
-        if (thread == 0) ptx::wait_stores_read<0>();
+        if (thread == 0) {
+            if constexpr (C::DETERMINISTIC) {
+                wait_added();
+                hand_over({-1, 0});
+            }
+            ptx::wait_stores_read<0>();
+        }
     }
 
     /// All queries of the group's heads, masked blocks apart from the long run between them.
@@ -76,20 +89,45 @@ struct Consumer {
         }
     }
 
+    /// First of a step's rows whose S and dP are this warpgroup's, and first of its keys in a tile.
+    __device__ __forceinline__ int own_row() const { return C::WIDE ? consumer * C::OWN_ROWS : 0; }
+    __device__ __forceinline__ int own_key() const { return C::WIDE ? 0 : consumer * tile::ROWS; }
+
+    /// Find out what dropout drops of this step, while its products run.
+    __device__ __forceinline__ void draw(int plane, int block) {
+        if constexpr (C::DROPOUT) {
+            const attn::Dropout state(params.rng, params.threshold);
+            const int now = ptx::opaque(threadIdx.x) % WARPGROUP;  // what follows from it is not kept from step to step
+            dropped.draw(state, block * C::ROWS + own_row() + tile::first_column(now),
+                         work.key + own_key() + tile::first_row(now), plane, plan.exchange[consumer], now,
+                         FIRST_PAIR + 2 * consumer + now / 64);
+            ptx::pin(dropped.flags);
+        }
+    }
+
     /// P = exp2(S - lse), rows that do not see a key apart.
     template <bool MASKED>
     __device__ __forceinline__ void weigh(int block) {
-        const int first_row = C::WIDE ? consumer * C::OWN_ROWS : 0;
-        if constexpr (MASKED) mask(block * C::ROWS + first_row);
-        each_column(plan.lse[q_at.slot] + first_row,
+        if constexpr (MASKED) mask(block * C::ROWS + own_row());
+        each_column(plan.lse[q_at.slot] + own_row(),
                     [&](int i, float lse) { scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse); });
     }
 
-    /// dS = P * (dP - delta).
+    /// P as the operand of dV, without what is dropped; dV is scaled for it at the end.
+    __device__ __forceinline__ void round_weights(u32 (&operand)[tile::packed(C::OWN_ROWS)]) {
+        tile::to_operand<T>(operand, scores);
+        if constexpr (C::DROPOUT) dropped.drop(operand);
+    }
+
+    /// dS = P * (dP - delta): dropout acts on dP as on P, and not on the P that dS is made of.
     __device__ __forceinline__ void differentiate() {
-        const int first_row = C::WIDE ? consumer * C::OWN_ROWS : 0;
-        each_column(plan.delta[d_out_at.slot] + first_row,
-                    [&](int i, float delta) { d_scores[i] = scores[i] * (d_scores[i] - delta); });
+        each_column(plan.delta[d_out_at.slot] + own_row(), [&](int i, float delta) {
+            if constexpr (C::DROPOUT) {
+                d_scores[i] = scores[i] * (dropped.kept(d_scores[i], i) * params.keep_scale - delta);
+            } else {
+                d_scores[i] = scores[i] * (d_scores[i] - delta);
+            }
+        });
     }
 
     /// Call with every value's index and the entry of its column in `statistics`.
@@ -110,7 +148,7 @@ struct Consumer {
     /// Each half's key is seen by a range of rows, by none if it lies past the last key.
     __device__ __forceinline__ void mask(int first_row) {
         const int from = first_row + tile::first_column(thread);
-        const int key = work.key + (C::WIDE ? 0 : consumer * tile::ROWS) + tile::first_row(thread);
+        const int key = work.key + own_key() + tile::first_row(thread);
         attn::Range limits[tile::HALVES];
 #pragma unroll
         for (int h = 0; h < tile::HALVES; ++h) {
@@ -123,7 +161,10 @@ struct Consumer {
 
     /// The stage is free again: what was sent from it has left.
     __device__ __forceinline__ void begin_stage() {
-        if (thread == 0) ptx::wait_stores_read<0>();
+        if (thread == 0) {
+            if constexpr (C::DETERMINISTIC) wait_added();
+            ptx::wait_stores_read<0>();
+        }
         ptx::sync_threads(FIRST_CONSUMER + consumer, WARPGROUP);
     }
 
@@ -133,16 +174,31 @@ struct Consumer {
         ptx::sync_threads(FIRST_CONSUMER + consumer, WARPGROUP);
     }
 
-    /// Add one unit of dQ to the sums in global memory.
+    /// What was handed over before has left the stage.
+    __device__ __forceinline__ void wait_added() {
+        ptx::wait(plan.stage_barriers[consumer].empty[0], stage_at.parity ^ 1);
+    }
+
+    __device__ __forceinline__ void hand_over(Handed next) {
+        plan.handed[consumer] = next;
+        ptx::arrive(plan.stage_barriers[consumer].full[0]);
+        stage_at.advance();
+    }
+
+    /// Add one unit of dQ to the sums in global memory, or have it added in its turn.
     __device__ __forceinline__ void add_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
                                            int unit) {
         begin_stage();
         tile::store_floats(plan.stage[consumer].dq, dq, thread);
         end_stage();
         if (thread == 0) {
-            tile::Floats& sums = params.dq[(static_cast<i64>(plane) * params.row_blocks + block) * C::UNITS + unit];
-            ptx::reduce_add(sums.values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
-            ptx::commit_stores();
+            const int sums = (plane * params.row_blocks + block) * C::UNITS + unit;
+            if constexpr (C::DETERMINISTIC) {
+                hand_over({sums, turn_of<C>(params.band, block, work.key)});
+            } else {
+                ptx::reduce_add(params.dq[sums].values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
+                ptx::commit_stores();
+            }
         }
     }
 
@@ -154,7 +210,7 @@ struct Consumer {
         tile::store_fragment<T, DIM>(staged, values, thread);
         end_stage();
         if (thread == 0) {
-            const int key = work.key + (C::WIDE ? 0 : consumer * tile::ROWS);
+            const int key = work.key + own_key();
             const int column = C::WIDE ? consumer * DIM : 0;
             for (int p = 0; p < DIM / tile::PANEL; ++p) {
                 ptx::store(target, staged.panel(p), column + p * tile::PANEL, key, work.kv_head, work.batch);

@@ -1,7 +1,8 @@
 // FlashAttention-3's backward (Shah et al. 2024, arXiv:2407.08608, Algorithm 3): dK, dV, and sums of dQ.
 //
 // A persistent block owns a tile of keys at a time and walks the queries that see them. Two threads load, two consumer
-// warpgroups compute; the copy engine adds their parts of dQ to fp32 sums in global memory.
+// warpgroups compute; the copy engine adds their parts of dQ to fp32 sums in global memory, for two more threads where
+// the order of sums is settled.
 #pragma once
 #include "backward/narrow.cuh"
 #include "backward/wide.cuh"
@@ -29,6 +30,7 @@ DEVICE void run(const Params& params) {
         plan.kv_barriers.init(CONSUMER_WARPS + 1);  // and the thread that loads rows
         plan.q_barriers.init(CONSUMER_WARPS);
         plan.d_out_barriers.init(CONSUMER_WARPS);
+        for (auto& barriers : plan.stage_barriers) barriers.init(1);
         ptx::publish_barriers();
         ptx::prefetch(params.q);
         ptx::prefetch(params.d_out);
@@ -41,6 +43,10 @@ DEVICE void run(const Params& params) {
         ptx::release_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce_keys<C>(params, plan);
         if (threadIdx.x == 32) produce_rows<C>(params, plan);
+        if constexpr (C::DETERMINISTIC) {
+            if (threadIdx.x == 64) add_in_turn(params, plan, 0);
+            if (threadIdx.x == 96) add_in_turn(params, plan, 1);
+        }
     } else {
         ptx::claim_registers<CONSUMER_REGISTERS>();
         typename Kind<C>::Consumer(params, plan, warpgroup - 1).run();

@@ -10,10 +10,21 @@ template <class C>
 DEVICE Assignment assign(const Params& params, int index) {
     const attn::Place place = attn::place_of(params.work, index);
     const int batch = place.plane / params.kv_heads;
-    const int key = (params.work.tiles - 1 - place.tile) * C::KEYS;  // the first keys are seen by the most rows
+    const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::KEYS;
     const int last = attn::min(key + C::KEYS, params.band.keys) - 1;
     const attn::Range rows = attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key, last);
-    return {batch, place.plane - batch * params.kv_heads, key, attn::blocks_touching<C::ROWS>(rows)};
+    const attn::Range blocks = rows.size() > 0 ? attn::blocks_touching<C::ROWS>(rows) : attn::Range{0, 0};
+    return {batch, place.plane - batch * params.kv_heads, key, blocks};
+}
+
+/// The block's next piece of work; in all, the blocks draw until the counter has wrapped to 0.
+template <class C>
+DEVICE int draw(const Params& params) {
+    if constexpr (C::DETERMINISTIC) {  // every piece: see turns.cuh
+        return atomicInc(params.ticket, params.work.total + params.work.blocks - 1);
+    } else {  // the first is the block's by its number
+        return params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
+    }
 }
 
 /// Row of lse, delta and dq where a query head's rows begin.
@@ -25,7 +36,7 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
     tile::Cursor<1> at;
-    for (int index = blockIdx.x;; at.advance()) {
+    for (int index = C::DETERMINISTIC ? draw<C>(params) : blockIdx.x;; at.advance()) {
         const bool more = index < params.work.total;
         const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
@@ -47,7 +58,7 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                 }
             }
         }
-        index = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);  // as in the forward
+        index = draw<C>(params);
     }
 }
 
@@ -56,18 +67,19 @@ template <class C, class Plan>
 DEVICE void produce_rows(const Params& params, Plan& plan) {
     constexpr u32 STATISTICS = C::ROWS * sizeof(float);
     tile::Cursor<1> kv_at;
-    tile::Cursor<C::SLOTS> at;
-    tile::Cursor<C::OUT_SLOTS> out_at;
+    u32 loaded = 0;  // blocks of rows
     for (;; kv_at.advance()) {
         plan.kv_barriers.wait_full(kv_at);
         const Assignment work = plan.assignment;
         plan.kv_barriers.release(kv_at, 0);
         if (work.batch < 0) break;
         for (int member = 0; member < params.group; ++member) {
-            const i64 first_block = static_cast<i64>(plane_of(params, work, member)) * params.row_blocks;
+            const int first_block = plane_of(params, work, member) * params.row_blocks;
             for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
                 const int row = block * C::ROWS;
-                const i64 statistics = (first_block + block) * C::ROWS;
+                const auto at = tile::Cursor<C::SLOTS>::after(loaded);
+                const auto out_at = tile::Cursor<C::OUT_SLOTS>::after(loaded++);
+                const i64 statistics = static_cast<i64>(first_block + block) * C::ROWS;
                 ptx::Barrier& q_full = plan.q_barriers.begin_fill(at, Plan::Query::BYTES + STATISTICS);
                 ptx::load_bytes(plan.lse[at.slot], params.lse + statistics, STATISTICS, q_full);
                 for (int p = 0; p < Plan::Query::PANELS; ++p) {
@@ -80,8 +92,6 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
                     ptx::load(plan.d_out[out_at.slot].panel(p), params.d_out, d_out_full, ptx::Keep::LAST_OUT,
                               p * tile::PANEL, member, row, work.kv_head, work.batch);
                 }
-                at.advance();
-                out_at.advance();
             }
         }
     }

@@ -32,10 +32,11 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         tile::multiply_transposed<T, C::ROWS>(d_scores, plan.v[consumer], plan.d_out[d_out_at.slot]);
         ptx::commit_products();
 
+        this->draw(plane, block);
         ptx::wait_products<1>();
         ptx::pin(scores);
         this->template weigh<MASKED>(block);
-        tile::to_operand<T>(p_operand, scores);
+        this->round_weights(p_operand);
         ptx::pin(dv);
         ptx::pin(p_operand);
         ptx::begin_products();

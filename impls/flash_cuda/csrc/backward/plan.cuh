@@ -22,24 +22,26 @@ struct Params {
     const float* delta;  // likewise, rowsum(d_out * out) - d_lse
     tile::Floats* dq;    // (batch, heads, row_blocks, units), fp32 sums without the softmax scale
     const i64* rng;      // (seed, offset) of dropout
-    u32* ticket;         // as in the forward
+    u32* ticket;         // 0; counts tiles handed out, and is 0 again when the last block leaves
+    u32* turns;          // of each unit of dq: how many tiles have added to it, from 0 on; null unless DETERMINISTIC
     attn::Band band;
     attn::Work work;     // tiles of keys
     int kv_heads, group, row_blocks;
     float scale, scale_log2;
-    int threshold;
+    float keep_scale;    // 1 / (the probability that dropout keeps a weight)
+    int threshold;       // dropout keeps a weight iff its byte is below
 };
 
 /// One compiled kernel: ROWS queries a step, KEYS keys a tile, SLOTS for Q and OUT_SLOTS for dO.
 ///
 /// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: 64 keys fill the registers
 /// of both, and each owns half of the columns of dK and dV, and computes S^T and dP^T for half of the rows.
-template <class T_, int DIM_, int DIM_V_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_>
+template <class T_, int DIM_, int DIM_V_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_>
 struct Config {
     using T = T_;
     static constexpr int DIM = DIM_, DIM_V = DIM_V_, ROWS = tile::ROWS;
     static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_, DROPOUT = DROPOUT_;
-    static_assert(!DROPOUT, "the backward has no dropout");
+    static constexpr bool DETERMINISTIC = DETERMINISTIC_;
     static constexpr bool WIDE = DIM > 128 || DIM_V > 128;
     static constexpr int SLOTS = 2, OUT_SLOTS = WIDE ? 1 : 2;
     static constexpr int KEY_TILES = WIDE ? 1 : CONSUMERS, KEYS = tile::ROWS * KEY_TILES;
@@ -52,15 +54,26 @@ struct Config {
     static constexpr bool IN_TURNS = UNITS == 1;
     static constexpr int OWN_UNITS = IN_TURNS ? 1 : UNITS / CONSUMERS;
     static_assert(IN_TURNS || UNITS % CONSUMERS == 0);
+    // The first keys are seen by the most rows, and go first: the last tiles should be short. But where tiles wait for
+    // each other, the order is the other way: then a tile comes to rows that no earlier tile has to add to, and finds
+    // its turn come wherever it walks on to, if all go at one pace.
+    static constexpr bool LAST_KEYS_FIRST = DETERMINISTIC && HAS_RIGHT;
 };
 
 /// Named barriers; 0 is the whole block's.
-enum Named : u32 { FIRST_CONSUMER = 1, BOTH_CONSUMERS = FIRST_CONSUMER + CONSUMERS };
+/// FIRST_PAIR: of two warps, in the order of the consumers' warps.
+enum Named : u32 { FIRST_CONSUMER = 1, BOTH_CONSUMERS = FIRST_CONSUMER + CONSUMERS, FIRST_PAIR };
 
 /// A block's next tile of keys, found once by the producer. No tile: batch < 0.
 struct Assignment {
     int batch, kv_head, key;
     attn::Range blocks;  // of ROWS
+};
+
+/// A unit of dQ that a consumer has ready for the thread that adds it, and its turn there. No more: unit < 0.
+struct Handed {
+    int unit;
+    u32 turn;
 };
 
 template <class C>
@@ -89,10 +102,13 @@ struct SharedMemoryPlan {
     alignas(1024) Stage stage[CONSUMERS];
     alignas(128) float lse[C::SLOTS][C::ROWS];
     alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
-    Assignment assignment;  // travels with k and v
+    Assignment assignment;      // travels with k and v
+    Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
+    u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
     tile::RingBarriers<1> kv_barriers;
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;
+    tile::RingBarriers<1> stage_barriers[CONSUMERS];  // filled by a consumer
 };
 
 }  // namespace backward

@@ -19,7 +19,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
 
     template <bool MASKED>
     __device__ __forceinline__ void step(int plane, int block) {
-        const int first_row = consumer * C::OWN_ROWS;
+        const int first_row = this->own_row();
         plan.q_barriers.wait_full(q_at);
         ptx::pin(scores);
         ptx::begin_products();
@@ -33,10 +33,11 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
 
         u32 operand[tile::packed(C::OWN_ROWS)];
         auto& [p, ds] = plan.scores[buffer];
+        this->draw(plane, block);
         ptx::wait_products<1>();
         ptx::pin(scores);
         this->template weigh<MASKED>(block);
-        tile::to_operand<T>(operand, scores);
+        this->round_weights(operand);
         tile::store_operand<C::OWN_ROWS>(p, operand, thread, first_row);
         ptx::wait_products<0>();
         ptx::pin(d_scores);

@@ -70,4 +70,10 @@ DEVICE void wait_stores_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
+/// Wait until all but the last PENDING groups of this thread are done: what they wrote is in global memory.
+template <int PENDING>
+DEVICE void wait_stores() {
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 }  // namespace ptx

@@ -10,6 +10,12 @@ struct Cursor {
     int slot = 0;
     u32 parity = 0;
 
+    /// Where so many advances lead: for a thread that has a register for one number, not for two.
+    static __device__ __forceinline__ Cursor after(u32 advances) {
+        static_assert((SLOTS & (SLOTS - 1)) == 0, "the count wraps");
+        return {static_cast<int>(advances % SLOTS), advances / SLOTS & 1};
+    }
+
     __device__ __forceinline__ void advance() {
         if (++slot == SLOTS) {
             slot = 0;

@@ -44,4 +44,9 @@ DEVICE void wait_stores_read() {
     ::emulator::wait_stores_read(PENDING);
 }
 
+template <int PENDING>
+DEVICE void wait_stores() {
+    ::emulator::wait_stores(PENDING);
+}
+
 }  // namespace ptx

@@ -1,0 +1,135 @@
+"""Forms of the backward kernel, emulated: wide heads, dropout where rows are keys, sums in a settled order."""
+
+import shutil
+
+import pytest
+import torch
+
+from attnbench.impls.flash_api import call, dropout_effective_p, dropout_keep_mask
+from attnbench.impls.flash_cuda import flash_attention
+from attnbench.impls.flash_cuda.build import CSRC
+
+pytestmark = pytest.mark.emulated
+
+BF16, FP16 = torch.bfloat16, torch.float16
+SEED, OFFSET = -(2**50) + 3, 11
+
+
+@pytest.fixture(autouse=True)
+def _same_inputs() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def judge(emulate, wrong, monkeypatch):
+    """Called with a problem, the emulation's options and the call's: what is wrong with results and gradients."""
+
+    def run(problem, emulation=(), dropout_p=0.0, **options):
+        batch, seqlen_q, heads, _ = problem.q.shape
+        dropped = ()
+        if dropout_p:
+            monkeypatch.setattr(call, "draw_dropout_state", lambda device: torch.tensor([SEED, OFFSET]))
+            keep = dropout_keep_mask(SEED, OFFSET, batch, heads, seqlen_q, problem.k.shape[1], dropout_p)
+            dropped = (keep, 1 - dropout_effective_p(dropout_p))
+        with emulate.emulating(**dict(emulation)) as device:
+            found = wrong(problem, flash_attention, dropped=dropped, dropout_p=dropout_p, **options)
+            assert not device.ticket.any(), "the next launch would miss tiles"
+        return found
+
+    return run
+
+
+def broken(tmp_path, file, old, new):
+    """A copy of the sources with one place changed."""
+    csrc = shutil.copytree(CSRC, tmp_path / "csrc")
+    text = (csrc / file).read_text()
+    assert text.count(old) == 1, f"{file} has no {old!r} to break"
+    (csrc / file).write_text(text.replace(old, new))
+    return csrc
+
+
+@pytest.mark.parametrize(
+    ("seqlens", "heads", "head_dims", "dtype", "band"),
+    [
+        ((130, 70), (2, 2), (128, 256), FP16, {"left": 20, "right": 7}),
+        ((65, 1), (1, 1), (136, 16), BF16, {}),
+        ((1, 165), (3, 1), (64, 200), BF16, {"right": 3, "shift": 0}),
+    ],
+    ids=str,
+)
+def test_wide_heads(make, judge, seqlens, heads, head_dims, dtype, band):
+    problem = make(*seqlens, *heads, *head_dims, batch=2, dtype=dtype, **band)
+    alignment = "top_left" if band.get("shift") == 0 else "bottom_right"
+    assert judge(problem, window=(band.get("left"), band.get("right")), alignment=alignment) == []
+
+
+@pytest.mark.parametrize(
+    ("head_dims", "p", "right"), [((128, 64), 0.1, None), ((64, 64), 0.9, 0), ((256, 192), 0.5, None)]
+)
+def test_dropout(make, judge, head_dims, p, right):
+    problem = make(150, 190, 4, 2, *head_dims, batch=2, dtype=BF16, right=right)
+    assert judge(problem, dropout_p=p, window=(None, right)) == []
+
+
+def test_a_wrong_byte_of_dropout_is_seen(make, judge, tmp_path):
+    csrc = broken(tmp_path, "backward/dropout.cuh", "i / 4 % 2 * 2 + i / 2 % 2", "i / 2 % 2 * 2 + i / 4 % 2")
+    problem = make(70, 70, dtype=BF16, head_dim=64)
+    found = judge(problem, {"csrc": csrc}, dropout_p=0.5)
+    assert {line.split(":")[0] for line in found} == {"dq", "dk", "dv"}
+
+
+@pytest.fixture
+def gradients(emulate, make):
+    """Called with a head dim, a band, seeds and options: for each seed the gradients of one problem, whose dq is what
+    two large sums leave of a small one, so that the order of its terms shows; five blocks side by side."""
+
+    def run(head_dim, band, seeds, **options):
+        problem = make(200, 400, 2, 1, head_dim, dtype=BF16, **band)
+        problem.k[:, 128:256] = problem.k[:, :128]
+        problem.v[:, 128:256] = -problem.v[:, :128]
+        problem.v[:, 256:] *= 1e-5
+        problem.d_lse.zero_()
+        alignment = "top_left" if band.get("shift") == 0 else "bottom_right"
+        found = []
+        for seed in seeds:
+            with emulate.emulating(seed=seed, multiprocessors=5):
+                window = (band.get("left"), band.get("right"))
+                found.append(problem.run(flash_attention, window=window, alignment=alignment, **options)[2:])
+        return found
+
+    return run
+
+
+BANDS = [(64, {}), (64, {"right": 0}), (128, {"left": 180, "right": 90}), (256, {"right": 150, "shift": 0})]
+
+
+@pytest.mark.parametrize(("head_dim", "band"), BANDS, ids=str)
+def test_deterministic_gradients_repeat_in_any_order_of_events(make, judge, gradients, head_dim, band):
+    problem = make(130, 300, 2, 1, head_dim, dtype=BF16, **band)
+    options = {
+        "window": (band.get("left"), band.get("right")),
+        "alignment": "top_left" if band.get("shift") == 0 else "bottom_right",
+        "deterministic": True,
+    }
+    assert judge(problem, {"multiprocessors": 5}, **options) == []
+    first, *others = gradients(head_dim, band, range(4), deterministic=True)
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+def test_other_gradients_do_not_repeat(gradients):
+    """The control: that the order of events reaches the sums."""
+    first, *others = gradients(*BANDS[0], range(4))
+    assert not all(torch.equal(first[0], other[0]) for other in others)
+
+
+def test_turns_against_the_order_of_the_draw_are_a_deadlock(emulate, make, tmp_path):
+    """A block alone then waits for a tile that it would work on later."""
+    problem = make(70, 300, 1, 1, 64, dtype=BF16, right=0)
+    turn = "(keys.end - 1) / KEYS - key / KEYS"
+    csrc = broken(tmp_path, "backward/turns.cuh", turn, "key / KEYS - keys.begin / KEYS")
+    with (
+        emulate.emulating(csrc=csrc, multiprocessors=1),
+        pytest.raises(emulate.EmulationError, match="deadlock"),
+    ):
+        problem.run(flash_attention, causal=True, deterministic=True)
