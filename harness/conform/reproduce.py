@@ -21,7 +21,7 @@ from attnbench.harness.run.process import environment_of
 from attnbench.harness.run.waiting import wait_for_all
 
 FOLDER = "reproducers"
-RUN_LIMIT_S = 180.0
+RUN_LIMIT_S = 60.0
 SHOWS_IT = 3
 """Exit code of a script that shows its fault; 1 is a fault of the script's own."""
 
@@ -108,7 +108,11 @@ def _of_one(
 ) -> Iterator[Reproducer]:
     shown: dict[tuple[str, str], str] = {}
     for found, case in failures:
-        small, finding = shrink(case, found, _asking(examination, found.impl), seconds=seconds)
+        small, finding = case, found
+        if (
+            found.verdict is not Verdict.TIMEOUT
+        ):  # every try that hangs as well would take the whole time limit
+            small, finding = shrink(case, found, _asking(examination, found.impl), seconds=seconds)
         first = shown.setdefault((small.check, small.problem.key), found.case)
         if first == found.case:
             yield _shown(examination, found, case, small, finding, folder)

@@ -41,7 +41,7 @@ def shrink(
                 return False
             seen.add(candidate.id)
             found = examine(candidate)
-            if found.verdict is finding.verdict:
+            if found.asked and found.verdict is finding.verdict:
                 case, finding = candidate, found
                 return True
         return False

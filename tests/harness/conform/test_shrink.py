@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.shrink import shrink
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
 from attnbench.harness.conform.views import with_views
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
@@ -33,6 +33,18 @@ def smallest(fails: Callable[[Problem], bool], problem: Problem = LARGE) -> Prob
     assert finding.case == found.id
     assert found.inputs == "normal"
     return found.problem
+
+
+def test_a_case_that_was_not_asked_does_not_fail_alike() -> None:
+    case = Case(LARGE, "c", "w", suite="s")
+    found = Finding(case.id, "x", "1", "cpu", Verdict.ERROR, "planted")
+
+    def examine(smaller: Case) -> Finding:
+        return Finding(
+            smaller.id, "x", "1", "cpu", Verdict.ERROR, "its worker does not start", facts=NOT_ASKED
+        )
+
+    assert shrink(case, found, examine) == (case, found)
 
 
 def test_what_always_fails_shrinks_to_one_of_everything() -> None:

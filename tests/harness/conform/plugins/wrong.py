@@ -65,6 +65,21 @@ class TorchOnTheCpu(Sdpa):
         return []
 
 
+class Waits(Standard):
+    """Waits for the device in every call, which no capture of a CUDA graph allows."""
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        import torch
+
+        right = super().prepare(problem, device)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            torch.cuda.synchronize()
+            return right.attend(q, k, v)
+
+        return Prepared(attend)
+
+
 def _raise() -> None:
     raise ZeroDivisionError("planted")
 
@@ -74,4 +89,5 @@ last_key = LastKeyDropped()
 aborts = Ends(os.abort)
 hangs = Ends(lambda: time.sleep(3600))
 raises = Ends(_raise)
+waits = Waits()
 torch_on_the_cpu = TorchOnTheCpu()
