@@ -10,6 +10,8 @@ import socket
 import time
 from typing import Any
 
+from attnbench.harness.run.waiting import LOOK_EVERY_S
+
 Message = dict[str, Any]
 
 
@@ -36,13 +38,19 @@ class Channel:
             raise ChannelClosed(str(error)) from error
 
     def receive(self, timeout_s: float | None = None) -> Message:
-        """The next message; TimeoutError after ``timeout_s``, ChannelClosed at the end."""
+        """The next message; TimeoutError after ``timeout_s``, ChannelClosed at the end.
+
+        With a limit a Ctrl-C is heard as in ``waiting``; without one, as in an idle worker, nothing wakes the process.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
+            left = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
             try:
-                self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
+                self._socket.settimeout(left and min(left, LOOK_EVERY_S))
                 chunk = self._socket.recv(1 << 16)
             except TimeoutError:
+                if left and left > LOOK_EVERY_S:
+                    continue  # by way of the interpreter, which looks for a Ctrl-C
                 raise
             except OSError as error:
                 raise ChannelClosed(str(error)) from error

@@ -23,7 +23,7 @@ REFEREE = "referee"
 GRACE_S = 2.0
 # OpenMP threads that wait by spinning take the cores from the worker whose turn it is: on two cores the smoke suite
 # took twice the CPU time (73 and 108 s against 38 and 36, interleaved). What the user has set holds.
-QUIET_THREADS = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class WorkerLost(Exception):
@@ -60,7 +60,7 @@ class Worker:
                     stdout=log,
                     stderr=log,
                     pass_fds=[child_end.fileno()],
-                    env=environment_of(role, path) | (QUIET_THREADS if device == "cpu" else {}),
+                    env=(QUIET_THREADS if device == "cpu" else {}) | environment_of(role, path),
                     start_new_session=True,  # its own process group, so that what a plugin starts ends with it
                 )
         except OSError as error:  # no process, no memory or no room for its log

@@ -8,7 +8,8 @@ from typing import Any
 
 # A signal that comes after the main thread last looked for one and before it sleeps on a lock is not seen until the
 # lock is free: in tests on two busy cores that was the whole 30 s limit of a request. A system may also hand the
-# signal of a terminal to another thread, which wakes nobody. So the thread sleeps in short pieces.
+# signal of a terminal to another thread, which wakes nobody. So whoever waits here, or for a message, sleeps in short
+# pieces.
 LOOK_EVERY_S = 0.1
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -56,6 +58,20 @@ def test_what_is_sent_is_what_is_received(sent: list[dict[str, object]]) -> None
 def test_no_message_within_the_limit_is_a_timeout(ends: tuple[Channel, socket.socket]) -> None:
     with pytest.raises(TimeoutError):
         ends[0].receive(0.01)
+
+
+def test_an_interrupt_that_wakes_no_thread_is_heard(ends: tuple[Channel, socket.socket]) -> None:
+    # interrupt_main marks the signal as come and interrupts no system call, as one that comes at the wrong moment.
+    answered: list[bool] = []
+    late = threading.Timer(20.0, lambda: (answered.append(True), ends[1].sendall(b"{}\n")))
+    late.start()
+    threading.Timer(0.2, _thread.interrupt_main).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ends[0].receive(60.0)
+    finally:
+        late.cancel()
+    assert not answered
 
 
 def test_a_part_of_a_message_is_a_timeout_and_is_kept(ends: tuple[Channel, socket.socket]) -> None:

@@ -199,7 +199,7 @@ def test_threads_of_a_cpu_worker_do_not_spin_against_its_neighbours(
 
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert (policy("cpu"), policy("cuda:0")) == ("PASSIVE", None)
-    monkeypatch.setattr(process, "QUIET_THREADS", {"OMP_WAIT_POLICY": "ACTIVE"})
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert policy("cpu") == "ACTIVE"
 
 
