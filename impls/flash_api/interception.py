@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet, _len_torch_function_stack
+from torch._C import DispatchKey, DispatchKeySet
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 _KEYS_WITHOUT_EFFECT = (
     "CPU", "CUDA",  # where the kernels are
@@ -32,7 +33,7 @@ _OTHERS = ~_without_effect()
 
 def intercepted(*tensors: Tensor) -> bool:
     """Whether to call the operator, and not what it leads to. A profiler counts too: it shall see the operator."""
-    if torch.compiler.is_compiling() or _profiler_enabled() or _len_torch_function_stack():
+    if torch.compiler.is_compiling() or _profiler_enabled() or has_torch_function(tensors):
         return True
     if forward_ad._current_level >= 0:  # noqa: SLF001 - no public name
         return True

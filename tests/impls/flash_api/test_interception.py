@@ -1,6 +1,7 @@
 """Whoever may intercept an operator of torch still does, and with nobody about the call goes past it."""
 
 import contextlib
+from typing import ClassVar
 
 import pytest
 import torch
@@ -73,6 +74,17 @@ class Wrapped(torch.Tensor):
         return op(*(x.inner if isinstance(x, cls) else x for x in args), **(kwargs or {}))
 
 
+class Watched(torch.Tensor):
+    """A subclass that sees functions called on it, and nothing below them."""
+
+    seen: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
 @pytest.fixture
 def q():
     return torch.randn(1, 8, 2, 16)
@@ -133,6 +145,11 @@ def test_a_subclass_takes_part(q):
     for arguments in ((Wrapped(q), q, q), (q, Wrapped(q), q), (q, q, Wrapped(q))):
         assert intercepted(*arguments)
         assert torch.equal(attention(*arguments), attention(q, q, q))
+
+
+def test_a_subclass_that_overrides_functions_sees_the_operator(q):
+    assert isinstance(attention(q, q.as_subclass(Watched), q), Watched)
+    assert FORWARD in Watched.seen
 
 
 def test_a_tracer_sees_the_operator(q):
