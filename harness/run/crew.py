@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from attnbench.harness import registry
 from attnbench.harness.run.channel import Message
@@ -110,9 +111,11 @@ class Crew:
 
     def dismiss(self, names: list[str]) -> None:
         """Ends the named workers; a later ``start`` begins fresh processes."""
-        for name in names:
-            if worker := self._workers.pop(name, None):
-                worker.quit()
+        leaving = [worker for name in names if (worker := self._workers.pop(name, None))]
+        for worker in leaving:
+            worker.ask_to_leave()
+        for worker in leaving:
+            worker.quit()
 
     def _worker(self, name: str) -> Worker:
         return Worker(name, self.device, self._logs, self._path_of(name))
@@ -198,6 +201,18 @@ class Crew:
         """Has the named workers give back their device memory; one that cannot is lost, and says so when next asked."""
         for _ in self.call_all("release", {name: {} for name in names if name in self._workers}):
             continue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends every worker; without asking where the user has had enough."""
+        if isinstance(error, KeyboardInterrupt):
+            self.kill()
+        else:
+            self.close()
 
     def close(self) -> None:
         self.dismiss(list(self._workers))

@@ -48,6 +48,7 @@ class Worker:
         self.role = role
         self.device = device
         self.busy_since: float | None = None
+        self._leaving = False
         self._log = logs / f"{role}-{device.replace(':', '')}-{time.monotonic_ns()}.log"
         parent_end, child_end = socket.socketpair()
         spec = {"role": role, "device": device, "parent": os.getpid(), "serves": serves}
@@ -100,11 +101,18 @@ class Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def ask_to_leave(self) -> None:
+        """If it is idle; ``quit`` then waits for it. Several that are asked before any is waited for leave at once."""
+        if self.alive and self.busy_since is None and not self._leaving:
+            self._leaving = True
+            with contextlib.suppress(ChannelClosed):
+                self._channel.send({"op": "quit"})
+
     def quit(self) -> None:
         """Asks it to leave, and ends it if it does not."""
-        if self.alive and self.busy_since is None:
-            with contextlib.suppress(ChannelClosed, subprocess.TimeoutExpired):  # killed below
-                self._channel.send({"op": "quit"})
+        self.ask_to_leave()
+        if self._leaving:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
         self.kill()
 

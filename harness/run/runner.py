@@ -129,7 +129,7 @@ def run(plans: list[GroupPlan], options: RunOptions, progress: Progress) -> RunS
         crews = [Crew(device, logs, options.time_limit_s) for device in options.devices]
         if open_plans:
             for crew in crews:
-                stack.callback(crew.close)
+                stack.enter_context(crew)
             gpus = visible_gpus() if any(crew.device != "cpu" for crew in crews) else []
             devices = [_take_device(crew, _uuid(crew.device, gpus), stack) for crew in crews]
             _write_documents(plans, options, devices)

@@ -198,3 +198,32 @@ def test_the_order_of_a_round_is_random_and_repeatable() -> None:
     assert all(sorted(order) == names for order in orders)
     assert len({tuple(order) for order in orders}) > 10
     assert names == list("abcdefgh")
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How members were ended, in order."""
+    noted: list[str] = []
+    for name in ("ask_to_leave", "quit", "kill"):
+        real = getattr(process.Worker, name)
+
+        def noting(worker: process.Worker, name: str = name, real: Any = real) -> None:
+            noted.append(f"{name} {worker.role}")
+            real(worker)
+
+        monkeypatch.setattr(process.Worker, name, noting)
+    return noted
+
+
+def test_all_are_asked_to_leave_before_any_is_waited_for(crew: Crew, ends: list[str]) -> None:
+    with crew:
+        crew.start(["a", "b"])
+    assert ends[:3] == ["ask_to_leave a", "ask_to_leave b", "quit a"]
+    assert crew.pids == set()
+
+
+def test_an_interrupt_asks_nobody(crew: Crew, ends: list[str]) -> None:
+    crew.start(["a", "b"])
+    with pytest.raises(KeyboardInterrupt), crew:
+        raise KeyboardInterrupt
+    assert ends == ["kill a", "kill b"]

@@ -78,6 +78,7 @@ class ScriptedWorker:
             raise outcome
         return outcome
 
+    def ask_to_leave(self) -> None: ...
     def quit(self) -> None: ...
 
 
