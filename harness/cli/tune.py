@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Words = list[str] | None
 _select = partial(typer.Option, rich_help_panel="Problems")
+MOST_PROCESSES = 8
+"""Each takes half a GB of a GPU for its context."""
 
 
 def tune(
@@ -37,7 +40,10 @@ def tune(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N (default as in run).")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that decide among the finalists.", min=5)] = 20,
     most: Annotated[int, typer.Option(help="Candidates a problem, the likeliest first.", min=2)] = 32,
-    time_limit: Annotated[float, typer.Option(help="Seconds for one request to a worker.")] = 120.0,
+    processes: Annotated[
+        int | None, typer.Option(help="Compilers side by side (default one a core, at most 8).", min=1)
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one request to a worker.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of inputs and orders.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
     suite: Annotated[str, _select(help="Suite, or a path to a .toml file.")] = "long-seq",
@@ -70,6 +76,7 @@ def tune(
         run="tune", command=("bench", *sys.argv[1:]), suites=(suite,), seed=seed, mode="cold", devices=[facts]
     )
     table.updated(output, (), ran_on)  # refused before anything is measured, if at all
+    helpers = processes or min(os.cpu_count() or 1, MOST_PROCESSES)
     tuned: list[Tuned] = []
     with (
         device_lock(str(facts["uuid"])) if "uuid" in facts else nullcontext(),
@@ -78,7 +85,7 @@ def tune(
         for impl in impls:
             for one in search.tune(
                 impl, plans, chosen, Path(folder), rounds=rounds, most=most, limit_s=time_limit,
-                tell=lambda text: say(f"bench: {text}"),
+                compilers=helpers if helpers > 1 else 0, tell=lambda text: say(f"bench: {text}"),
             ):  # fmt: skip
                 tuned.append(one)
                 if output:  # after each, so that an early end loses one problem

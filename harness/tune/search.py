@@ -8,8 +8,11 @@ is faster beyond the interval of their ratio within rounds.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import REFEREE, WorkerLost
 from attnbench.harness.run.record import to_plain
+from attnbench.harness.run.waiting import wait_for_all
 
 SERVES = "attnbench.harness.tune.tuner:Tuner"
 SCREENING_ROUNDS = 3
@@ -86,13 +90,15 @@ def _median(rounds: Sequence[Sequence[float]]) -> float:
 
 def tune(
     impl: str, plans: Sequence[GroupPlan], device: str, folder: Path, *, rounds: int, most: int, limit_s: float,
-    tell: Tell = lambda _: None,
+    compilers: int = 0, tell: Tell = lambda _: None,
 ) -> Iterator[Tuned]:  # fmt: skip
     """Each problem of the plans, as it is done. folder: for oracles and logs. most: candidates a problem, at most.
 
-    limit_s: of one request, a compilation with its first call included. RunError where no worker comes up.
+    limit_s: of one request, a compilation with its first call included. compilers: processes that compile candidates
+    side by side before the one that judges and times them meets them. RunError where no worker comes up.
     """
     solver = Asked(impl, SERVES, device, folder, limit_s)
+    helpers = [Asked(impl, SERVES, device, folder, limit_s) for _ in range(compilers)]
     referee = Asked(REFEREE, "", device, folder, limit_s)
     try:
         try:
@@ -107,13 +113,14 @@ def tune(
                     if absent:
                         raise _Failed(absent)
                     trials = search.candidates(most)
+                    search.compile(trials, helpers)
                     oracle = oracle or _answered(referee, "oracle", plan=plan.to_json(), folder=str(folder))
                     yield _decide(impl, search, trials, oracle, rounds)
                 except _Failed as failed:
                     yield Tuned(impl, problem, why=str(failed))
     finally:
-        solver.close()
-        referee.close()
+        for asked in (solver, referee, *helpers):
+            asked.close()
 
 
 def _decide(impl: str, search: _Search, trials: list[Trial], oracle: Message, rounds: int) -> Tuned:
@@ -153,6 +160,35 @@ class _Search:
         if not reply["candidates"]:
             raise _Failed("there is nothing to choose")
         return [Trial(index, **one) for index, one in enumerate(reply["candidates"][:most])]
+
+    def compile(self, trials: Sequence[Trial], helpers: Sequence[Asked]) -> None:
+        """Has the helpers make a call of each; what fails here fails again where it is judged, and is told there."""
+        if not helpers:
+            return
+        waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
+        for trial in trials:
+            waiting.put(trial)
+
+        def work(helper: Asked) -> None:
+            with contextlib.suppress(queue.Empty):
+                while trial := waiting.get_nowait():
+                    with contextlib.suppress(_Failed):
+                        _answered(
+                            helper,
+                            "compile_one",
+                            plan=self._plan,
+                            problem=self.problem.key,
+                            index=trial.index,
+                        )
+
+        self._tell(f"{self.problem.key}: compiling {len(trials)} candidates")
+        with ThreadPoolExecutor(len(helpers)) as pool:
+            try:
+                wait_for_all([pool.submit(work, helper) for helper in helpers])
+            except BaseException:
+                for helper in helpers:
+                    helper.kill()
+                raise
 
     def judge(self, trial: Trial, oracle: str) -> None:
         reply = self._ask(trial, "judge_one", oracle=oracle)

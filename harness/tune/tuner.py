@@ -10,7 +10,7 @@ from attnbench.harness.contract import Candidate
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.plan import GroupPlan
-from attnbench.harness.run.solver import Solver, device_of
+from attnbench.harness.run.solver import Solver, device_of, make_call
 
 SAMPLES = 5
 TURN_MS = 50.0
@@ -32,6 +32,14 @@ class Tuner(Solver):
         found = [] if reasons else self._among(posed)
         told = [{"label": one.label, "key": dict(one.key), "choice": dict(one.choice)} for one in found]
         return {"unsupported": reasons, "candidates": told}
+
+    def do_compile_one(self, plan: dict[str, Any], problem: str, index: int) -> Message:
+        """One call, for the code that it leaves in a cache on disk."""
+        with self._using(plan, problem, index):
+            posed = self._problem(problem)
+            make_call(posed, self._prepared[problem], self._inputs(posed, slot=0))()
+            self._synchronize()
+        return self.do_release()
 
     def do_judge_one(self, plan: dict[str, Any], problem: str, index: int, oracle: str) -> Message:
         """``judge`` of the candidate of that number."""

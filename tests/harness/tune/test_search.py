@@ -44,6 +44,10 @@ class StandIn:
         self.asked.append((operation, index))
         if operation == "oracle":
             return {"ok": True, "judged": "judged.pt", "probes": ["probe.pt"]}
+        if operation == "compile_one" and self.ms[index] == "dies":
+            raise WorkerLost(Status.CRASHED, "its process died of SIGSEGV", "")
+        if operation == "compile_one":
+            return {"ok": True}
         if operation == "candidates":
             found = [{"label": f"c{i}", "key": {"n": 64}, "choice": {"c": i}} for i in range(len(self.ms))]
             return {"ok": True, "unsupported": [], "candidates": found}
@@ -67,11 +71,13 @@ made: list[StandIn] = []
 
 @pytest.fixture
 def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    def run(*ms: float | str, most: int = 32, **changes: Any) -> search.Tuned:
+    def run(*ms: float | str, most: int = 32, compilers: int = 0, **changes: Any) -> search.Tuned:
         made.clear()
         worker = type("Worker", (StandIn,), {"ms": ms} | changes)
         monkeypatch.setattr(search, "Asked", worker)
-        (one,) = search.tune("planted", [PLAN], "cpu", tmp_path, rounds=6, most=most, limit_s=1)
+        (one,) = search.tune(
+            "planted", [PLAN], "cpu", tmp_path, rounds=6, most=most, limit_s=1, compilers=compilers
+        )
         return one
 
     return run
@@ -88,6 +94,16 @@ def test_the_fastest_that_is_right_takes_the_place_of_the_rules(tuned: Any) -> N
     ]  # fmt: skip
     assert one.to_json()["choice"] == {"c": 3}
     assert one.to_json()["key"] == {"n": 64}
+
+
+def test_helpers_compile_each_candidate_once_and_decide_nothing(tuned: Any) -> None:
+    one = tuned(1.0, "dies", 0.8, "raises", compilers=3)
+    compiled = [index for worker in made for operation, index in worker.asked if operation == "compile_one"]
+    assert sorted(compiled) == [0, 1, 2, 3]
+    assert not any(operation == "compile_one" for operation, _ in made[0].asked), "by the one that times"
+    assert one.best.label == "c2"
+    assert one.trials[1].why == "CRASHED: its process died of SIGSEGV"
+    assert {worker.asked[-1] for worker in made} == {("close", -1)}
 
 
 def test_what_is_out_is_not_timed(tuned: Any) -> None:
@@ -146,4 +162,4 @@ def test_workers_are_sent_home_whatever_happens(tuned: Any) -> None:
     with pytest.raises(RunError, match="no worker of planted comes up") as error:
         tuned(1.0, hello_says={"lost": True})
     assert error.value.exit_code == Exit.MACHINE
-    assert [worker.asked[-1][0] for worker in made] == ["close", "close"]
+    assert {worker.asked[-1][0] for worker in made} == {"close"}
