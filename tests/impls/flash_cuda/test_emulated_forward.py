@@ -142,7 +142,7 @@ def test_a_planted_bug_of_few_queries_is_seen(make, judge, tmp_path, file, old, 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("attn/dropout.cuh", "[thread ^ 32]", "[thread]"),
+        ("forward/dropout.cuh", "[thread ^ 32]", "[thread]"),
         ("forward/kernel.cuh", "buffer ^= 1;", ""),
         ("forward/kernel.cuh", "ptx::sync_threads(FIRST_PAIR_BARRIER", "(void)(FIRST_PAIR_BARRIER"),
     ],

@@ -5,7 +5,6 @@
 // is ordered, so that one's softmax also hides under the others' products. Keys are walked from the right: masked
 // blocks come first and last, and the long run between them has no mask.
 #pragma once
-#include "attn/dropout.cuh"
 #include "attn/softmax.cuh"
 #include "forward/plan.cuh"
 #include "ptx/sync.cuh"
@@ -118,7 +117,7 @@ struct Consumer {
     u32 weights[tile::packed(C::KEYS)];
     float rescale[tile::HALVES];
     attn::Softmax softmax;
-    Room<attn::DropoutStep<C::KEYS>, C::DROPOUT ? 1 : 0> dropout;
+    Room<Dropped<C::KEYS>, C::DROPOUT ? 1 : 0> dropped;
     int buffer = 0;  // of plan.dropout
 
     __device__ __forceinline__ Consumer(const Params& params_, Plan& plan_, int consumer_)
@@ -250,8 +249,8 @@ struct Consumer {
     /// Dropout's random bits, while the scores are computed.
     __device__ __forceinline__ void draw(int block) {
         if constexpr (C::DROPOUT) {
-            dropout.items[0].draw({params.rng, params.threshold}, plan.dropout.items[consumer], buffer, thread, row,
-                                  first_key(block) + tile::first_column(thread), work.plane);
+            dropped.items[0].draw({params.rng, params.threshold}, row, first_key(block) + tile::first_column(thread),
+                                  work.plane, plan.dropout.items[consumer], buffer, thread);
         }
     }
 
@@ -261,7 +260,7 @@ struct Consumer {
         if constexpr (C::DROPOUT) {
             constexpr int WARPS = 2;
             ptx::sync_threads(FIRST_PAIR_BARRIER + consumer * 2 + thread / (32 * WARPS), 32 * WARPS);
-            dropout.items[0].drop(weights, plan.dropout.items[consumer], buffer, thread, row);
+            dropped.items[0].drop(weights, row, plan.dropout.items[consumer], buffer, thread);
             buffer ^= 1;
         }
     }

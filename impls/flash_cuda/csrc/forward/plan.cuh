@@ -2,8 +2,8 @@
 #pragma once
 #include "attn/band.cuh"
 #include "attn/block_lists.cuh"
-#include "attn/dropout.cuh"
 #include "attn/schedule.cuh"
+#include "forward/dropout.cuh"
 #include "ptx/mbarrier.cuh"
 #include "tile/fragment.cuh"
 #include "tile/panels.cuh"
@@ -86,7 +86,7 @@ struct SharedMemoryPlan {
     Key k[C::SLOTS];
     Value v[C::SLOTS];
     Room<Out, C::OUT_IN_Q ? 0 : C::CONSUMERS> apart;
-    Room<attn::DropoutExchange, C::DROPOUT ? C::CONSUMERS : 0> dropout;
+    Room<DropoutExchange, C::DROPOUT ? C::CONSUMERS : 0> dropout;
     Assignment assignment[C::Q_SLOTS];  // travels with q
     int first_key[C::SLOTS];            // travels with k, by LISTS
     tile::RingBarriers<C::Q_SLOTS> q_barriers;

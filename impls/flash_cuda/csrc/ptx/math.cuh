@@ -68,11 +68,9 @@ DEVICE Wide wide_product(u32 a, u32 b) {
     return product;
 }
 
-/// The sign of byte `byte` of `low` in all bits of the low half, that of `high` in the high half; `byte` a constant.
+/// The sign of byte `byte` of `low` in all bits of the low half, that of `high` in the high half.
 DEVICE u32 spread_signs(u32 low, u32 high, u32 byte) {
-    u32 mask;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(mask) : "r"(low), "r"(high), "r"((8 + byte) * 0x0011u + (12 + byte) * 0x1100u));
-    return mask;
+    return permute(low, high, (8 + byte) * 0x0011u + (12 + byte) * 0x1100u);
 }
 
 /// The two floats of a packed pair.
