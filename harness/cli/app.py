@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import typer
@@ -51,6 +52,8 @@ class _OneLineErrors(TyperGroup):
             return super().invoke(ctx)
         except RunError as error:
             message, code = str(error), error.exit_code
+        except KeyboardInterrupt:
+            message, code = "interrupted", int(Exit.INTERRUPTED)
         except BrokenPipeError:
             raise typer.Exit(Exit.PIPE_CLOSED) from None
         except OSError as error:
@@ -90,4 +93,7 @@ app.command("findings")(findings)
 
 def main() -> None:
     """Entry point of ``bench``."""
-    app(prog_name="bench")
+    try:
+        app(prog_name="bench")
+    except KeyboardInterrupt:  # while typer still makes commands of the functions above
+        sys.exit(Exit.INTERRUPTED)

@@ -112,10 +112,14 @@ def run(
     if not quiet:
         typer.echo(_in_words(summary), err=True)
 
-    from attnbench.harness.report.write import write_report
-
     files = [*journal.parts(folder), folder / "environment.json"]
-    files += write_report(folder, baseline=baseline, metrics=chosen_metrics)
+    try:
+        from attnbench.harness.report.write import write_report
+
+        files += write_report(folder, baseline=baseline, metrics=chosen_metrics)
+    except KeyboardInterrupt:
+        why = f"interrupted; all is recorded, and told by: bench report {folder}"
+        raise RunError(why, Exit.INTERRUPTED) from None
     counts = _answers(folder)
     code = exit_code(counts)
     if as_json:
@@ -190,7 +194,9 @@ def _complete(plans: list[GroupPlan], run_options: RunOptions, quiet: bool, verb
             return runner.run(plans, run_options, progress)
     except KeyboardInterrupt:
         folder = run_options.output
-        raise RunError(f"interrupted; go on with: bench run --resume {folder}", Exit.INTERRUPTED) from None
+        begun = (folder / "plan.json").exists()
+        what = f"go on with: bench run --resume {folder}" if begun else "nothing was recorded yet"
+        raise RunError(f"interrupted; {what}", Exit.INTERRUPTED) from None
 
 
 def _in_words(summary: RunSummary) -> str:

@@ -62,6 +62,15 @@ def test_a_folder_without_records_is_one_line(bench: Any, monkeypatch: pytest.Mo
     assert (done.exit_code, done.stderr) == (Exit.USAGE, "bench: run holds no records*.jsonl\n")
 
 
+def test_an_interrupt_is_one_line(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["attnbench.harness.report.write"], "write_report", interrupted)
+    done = bench("report", "run")
+    assert (done.exit_code, done.stderr) == (Exit.INTERRUPTED, "bench: interrupted\n")
+
+
 def test_the_formats_are_the_reports_own() -> None:
     from attnbench.harness.report.write import FILES
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_rounds_are_at_least_one(bench: Any, value: str) -> None:
         (PermissionError(errno.EACCES, "Permission denied", "out/x"), Exit.MACHINE,
          "cannot write out/x: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), Exit.MACHINE, "cannot write: No space left on device"),
-        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted; go on with: bench run --resume out"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted; nothing was recorded yet"),
     ],
 )  # fmt: skip
 def test_a_run_that_cannot_go_on_is_one_line(
@@ -178,6 +179,26 @@ def test_a_run_that_cannot_go_on_is_one_line(
     assert done.stderr.startswith("bench: ")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_an_interrupted_run_says_how_to_go_on(bench: Any) -> None:
+    bench("run", "--suite", "smoke", "--output-dir", "out")
+    bench.failure = KeyboardInterrupt()
+    done = bench("run", "--resume", "out")
+    assert done.exit_code == Exit.INTERRUPTED
+    assert done.stderr == "bench: interrupted; go on with: bench run --resume out\n"
+
+
+def test_an_interrupt_while_the_report_is_written_says_that_the_run_is_whole(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, **_: Any) -> list[Path]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["attnbench.harness.report.write"], "write_report", interrupted)
+    done = bench("run", "--suite", "smoke", "--output-dir", "out", "-q")
+    assert done.exit_code == Exit.INTERRUPTED
+    assert done.stderr == "bench: interrupted; all is recorded, and told by: bench report out\n"
 
 
 def test_a_defect_keeps_its_traceback(bench: Any) -> None:
