@@ -19,6 +19,9 @@ from attnbench.harness.run.waiting import wait_for_all
 
 SHARE_BESIDE_OTHERS = 0.6
 """Of the device's memory, for a case that wants it to itself while other workers are about: the rest is theirs."""
+WORTH_A_WORKER = 50
+"""Questions left for which an implementation is given one more worker, if jobs are to spare: its start takes seconds, a
+case some hundredths of one. A slow compiler's case takes seconds itself: one question is enough."""
 
 Tell = Callable[[Finding], None]
 
@@ -40,6 +43,7 @@ def examine_all(
     are not asked.
     """
     rounds = _Round(examination, tell, time.monotonic() + budget_s)
+    most = jobs if examination.device == "cpu" else max(1, jobs // 2)  # a core each, as ``jobs_for`` has it
     asked = {impl: [case for case in cases if (impl, case.id) not in found] for impl in impls}
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         try:
@@ -49,7 +53,7 @@ def examine_all(
                 _Hand.deal(impl, asked[impl], about.result().get("compile_processes", 1))
                 for impl, about in abouts.items()
             ]
-            wait_for_all([pool.submit(rounds.work, hand, part) for hand, part in _order(hands, jobs)])
+            wait_for_all([pool.submit(rounds.work, hand, part) for hand, part in _order(hands, most)])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examination.kill()
@@ -70,6 +74,11 @@ class _Hand:
     large: deque[Case]
     compilers: int
 
+    @property
+    def wants_help(self) -> bool:
+        """Whether what is left is worth the start of one more worker."""
+        return len(self.questions) >= (1 if self.compilers > 1 else WORTH_A_WORKER)
+
     @classmethod
     def deal(cls, impl: str, cases: Iterable[Case], compilers: int) -> _Hand:
         sorted_cases = sharing(cases)
@@ -80,15 +89,13 @@ class _Hand:
         return cls(impl, deque(list(of_one) for _, of_one in by_question), large, compilers)
 
 
-def _order(hands: Sequence[_Hand], jobs: int) -> list[tuple[_Hand, int]]:
-    """Which worker of whom begins when. Slow compilers come first, each with as many workers as it may have; then the
-    others; then, where jobs are to spare, more for the slow compilers: a run takes the time that they take."""
+def _order(hands: Sequence[_Hand], most: int) -> list[tuple[_Hand, int]]:
+    """Which worker of whom begins when, at ``most`` of one implementation. Slow compilers come first, each with as many
+    as compile side by side; then the others, with one; then more, where jobs are to spare and something is left."""
     slowest_first = sorted(hands, key=lambda hand: -hand.compilers)
-    most = max(1, jobs // 2)
-    parts = {hand.impl: min(hand.compilers, most) for hand in hands}
-    begun = [(hand, part) for hand in slowest_first for part in range(parts[hand.impl])]
-    slow = [hand for hand in slowest_first if hand.compilers > 1]
-    return begun + [(hand, part) for hand in slow for part in range(parts[hand.impl], most)]
+    first = {hand.impl: min(hand.compilers, most) for hand in hands}
+    begun = [(hand, part) for hand in slowest_first for part in range(first[hand.impl])]
+    return begun + [(hand, part) for hand in slowest_first for part in range(first[hand.impl], most)]
 
 
 class _Round:
@@ -108,6 +115,8 @@ class _Round:
         An implementation's first one has its large cases: ahead of the rest where it compiles, which leaves the device
         to others meanwhile.
         """
+        if part >= hand.compilers and not hand.wants_help:
+            return
         if part == 0 and hand.compilers > 1:
             self._ask_large(hand)
         while hand.questions:

@@ -28,6 +28,7 @@ class Examined:
     """Stands in for an Examination: ``answer`` says what becomes of a case; who was asked is written down."""
 
     def __init__(self, answer: Answer | None = None, compilers: dict[str, int] | None = None) -> None:
+        self.device = "cuda:0"
         self.answer = answer or (lambda *_: Verdict.PASS)
         self.compilers = compilers or {}
         self.asked: list[tuple[str, int, Case, float, float]] = []
@@ -90,20 +91,47 @@ def test_what_was_found_is_not_asked_and_who_has_nothing_left_is_not_started() -
 
 def test_slow_compilers_begin_first_and_take_the_jobs_that_are_left() -> None:
     hands = [_Hand.deal(impl, CASES, n) for impl, n in (("a", 1), ("triton", 3), ("b", 1), ("flex", 6))]
-    order = [(hand.impl, part) for hand, part in _order(hands, 16)]
-    assert order[:11] == [
-        *(("flex", n) for n in range(6)),
-        *(("triton", n) for n in range(3)),
-        ("a", 0),
-        ("b", 0),
-    ]
-    assert order[11:] == [("flex", 6), ("flex", 7), *(("triton", n) for n in range(3, 8))]
-    assert [(hand.impl, part) for hand, part in _order(hands, 2)] == [
+    order = [(hand.impl, part) for hand, part in _order(hands, 8)]
+    begun = [*(("flex", n) for n in range(6)), *(("triton", n) for n in range(3)), ("a", 0), ("b", 0)]
+    assert order[:13] == [*begun, ("flex", 6), ("flex", 7)]
+    assert [(hand.impl, part) for hand, part in _order(hands, 1)] == [
         ("flex", 0),
         ("triton", 0),
         ("a", 0),
         ("b", 0),
     ]
+
+
+def test_one_implementation_has_all_cores_where_it_is_asked_much() -> None:
+    """Four workers at eight jobs on a GPU: each has to come for the first of them to go on."""
+    all_there = threading.Barrier(4)
+    waited = threading.local()
+
+    def answer(impl: str, case: Case, share: float) -> Verdict:
+        if not hasattr(waited, "once"):
+            waited.once = True
+            all_there.wait(timeout=60)
+        return Verdict.PASS
+
+    examined = Examined(answer)
+    told = deal(examined, ["quick"], [case.with_seed(n) for case in CASES for n in range(20)], jobs=8)
+    assert len({finding.case for finding in told}) == len(told) == 240
+    assert {part for _, part, *_ in examined.asked} == {0, 1, 2, 3}
+
+
+def test_more_workers_are_worth_their_start_where_much_or_much_that_is_slow_is_left() -> None:
+    many = [case.with_seed(n) for case in CASES for n in range(20)]
+    wants = {
+        (n, len(cases)): _Hand.deal("a", cases, n).wants_help for n in (1, 3) for cases in ([], CASES, many)
+    }
+    assert wants == {
+        (1, 0): False,
+        (1, 12): False,
+        (1, 240): True,
+        (3, 0): False,
+        (3, 12): True,
+        (3, 240): True,
+    }
 
 
 def test_a_slow_compilers_large_cases_come_before_its_others_and_anybody_elses_behind() -> None:
