@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,6 +161,32 @@ class WritesOverItsAnswer(Cheat):
         return self.place
 
 
+class Spins(Cheat):
+    """Its work is on the device: a spin of about ``WORK_MS``, and no sleep of the host."""
+
+    def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        torch.cuda._sleep(int(WORK_MS * timing.CYCLES_PER_MS))
+        return torch.einsum("bihd,bjhd->bhij", q, k).mul(q.shape[-1] ** -0.5).softmax(-1)
+
+
+class LeavesWorkToAStream(Spins):
+    """Waits for its inputs on a stream of its own, and lets nobody wait for its results."""
+
+    def out(self, *operands: torch.Tensor) -> torch.Tensor:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            return super().out(*operands)
+
+
+class LeavesAnotherStreamCurrent(Spins):
+    def out(self, *operands: torch.Tensor) -> torch.Tensor:
+        torch.cuda.set_stream(torch.cuda.default_stream())
+        found = super().out(*operands)
+        torch.cuda.set_stream(torch.cuda.Stream())
+        return found
+
+
 class SetsTheClockBack(Cheat):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = time.perf_counter
@@ -168,7 +195,7 @@ class SetsTheClockBack(Cheat):
 
 class Posed(Implementation):
     contract = 1
-    capabilities = Capabilities(devices=("cpu",), dtypes=("fp32",), masks=("full",))
+    capabilities = Capabilities(devices=("cpu", "cuda"), dtypes=("fp32",), masks=("full",))
 
     def __init__(self, cheat: Cheat) -> None:
         self.name, self._cheat = "cheat", cheat
@@ -182,23 +209,34 @@ def plan(direction: Direction) -> GroupPlan:
     return GroupPlan("s", "c", "w", problem.group_key, (problem,), ("cheat",), "normal", 3)
 
 
+def probes_on(device: str, folder: Path) -> list[str]:
+    found: list[str] = Referee(device).do_oracle(plan("fwd_bwd").to_json(), str(folder))["probes"]
+    return found
+
+
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("oracle")
-    return Referee("cpu").do_oracle(plan("fwd_bwd").to_json(), str(folder))["probes"]
+    return probes_on("cpu", tmp_path_factory.mktemp("oracle"))
 
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch, probes: list[str]) -> Callable[..., tuple[bool, list[float]]]:
-    def timed(cheat: Cheat, direction: Direction = "fwd", slots: int = 3) -> tuple[bool, list[float]]:
+    def timed(
+        cheat: Cheat,
+        direction: Direction = "fwd",
+        slots: int = 3,
+        device: str = "cpu",
+        probes: list[str] = probes,
+        mode: str = "cold",
+    ) -> tuple[bool, list[float]]:
         """Whether every answer that was looked at is right, and the samples of all rounds."""
         monkeypatch.setattr(registry, "load", lambda name: Posed(cheat))
-        posed, solver, samples = plan(direction), Solver("cheat", "cpu"), []
+        posed, solver, samples = plan(direction), Solver("cheat", device), []
         solver.do_hello()
         try:
             solver.do_prepare(posed.to_json(), posed.problems[0].key)
             for _ in range(ROUNDS):
-                turn = solver.do_turn(posed.problems[0].key, probes[:slots], SAMPLES, 100.0, "cold", True)
+                turn = solver.do_turn(posed.problems[0].key, probes[:slots], SAMPLES, 1e9, mode, True)
                 samples += turn["ms"]
                 if not all(tensor["ok"] for tensor in turn["judgement"]["tensors"].values()):
                     return False, samples
@@ -320,3 +358,28 @@ def test_the_record_of_a_turn_says_that_its_inputs_were_new(
     solver.do_prepare(posed.to_json(), posed.problems[0].key)
     turn = solver.do_turn(posed.problems[0].key, probes[:1], SAMPLES, 100.0, "cold", False)
     assert (turn["inputs"], turn["renewed"]) == (1, True)
+
+
+# ---- on a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["cold", "hot", "cold+graph"])
+def test_on_a_gpu_work_takes_its_time_and_a_memory_is_wrong(timed: Any, tmp_path: Path, mode: str) -> None:
+    here = {"device": "cuda:0", "probes": probes_on("cuda:0", tmp_path), "mode": mode}
+    for direction in ("fwd", "bwd", "fwd_bwd"):
+        right, samples = timed(Spins(), direction, **here)
+        assert right
+        assert (
+            min(samples) > WORK_MS / 2
+        )  # the spin counts cycles of a clock that may be higher than was assumed
+        assert not timed(Remembers(address), direction, **here)[0]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_work_is_in_the_sample_or_not_in_the_answer(timed: Any, tmp_path: Path) -> None:
+    here = {"device": "cuda:0", "probes": probes_on("cuda:0", tmp_path)}
+    assert not timed(LeavesWorkToAStream(), **here)[0]
+    right, samples = timed(LeavesAnotherStreamCurrent(), **here)
+    assert right
+    assert min(samples) > WORK_MS / 2
