@@ -15,10 +15,12 @@ from attnbench.harness.publish.devices import device_title
 
 @dataclass
 class Tally:
-    """One implementation in one suite: how many cases ended in which verdict, and those that failed."""
+    """One implementation in one suite: how many cases ended in which verdict, those that failed, and how many no run
+    came to."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     failures: list[Finding] = field(default_factory=list)
+    unexamined: int = 0
 
     @property
     def failed(self) -> int:
@@ -41,9 +43,11 @@ class Tally:
 
     @property
     def text(self) -> str:
-        """``12 of 14``: passed, of those that were not refused; else the state."""
+        """``12 of 14, 3 not examined``: passed, of those that were not refused; else the state."""
         answered = self.passed + self.failed
-        return f"{self.passed} of {answered}" if answered else self.state
+        words = [f"{self.passed} of {answered}" if answered else self.state]
+        words += [f"{self.unexamined} not examined"] if self.unexamined else []
+        return ", ".join(filter(None, words))
 
     @property
     def told(self) -> str:
@@ -84,13 +88,16 @@ def _of_device(device: str, runs: list[Recorded]) -> Conformance:
     for run in runs:
         own = {(finding.impl, finding.case): finding for finding in run.findings}
         latest = own | latest
-    suites = sorted({cases[case].suite for _, case in latest})
+    unexamined = {pair for run in runs for pair in run.unexamined} - set(latest)
+    suites = sorted({cases[case].suite for _, case in [*latest, *unexamined]})
     tallies: dict[str, dict[str, Tally]] = {}
     for (impl, case), finding in sorted(latest.items()):
         tally = tallies.setdefault(impl, {}).setdefault(cases[case].suite, Tally())
         tally.verdicts[finding.verdict] += 1
         if finding.failed:
             tally.failures.append(finding)
+    for impl, case in unexamined:
+        tallies.setdefault(impl, {}).setdefault(cases[case].suite, Tally()).unexamined += 1
     return Conformance(
         device=device,
         started=_started(runs[0]),

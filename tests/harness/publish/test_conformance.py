@@ -58,8 +58,8 @@ def test_cases_are_counted_by_suite(record: Any) -> None:
     shown = {impl: [(tally.state, tally.text) for tally in own] for impl, own in found.tallies.items()}
     assert shown == {
         "good": [("yes", "2 of 2"), ("no", "no")],
-        "bad": [("failed", "1 of 2"), ("", "")],
-        "gone": [("absent", "absent"), ("", "")],
+        "bad": [("failed", "1 of 2"), ("", "1 not examined")],
+        "gone": [("absent", "absent, 1 not examined"), ("", "1 not examined")],
     }
     assert [finding.impl for finding in found.failures] == ["bad"]
 
