@@ -45,11 +45,19 @@ def build(
     if list_:
         typer.echo(json.dumps(list(chosen)) if as_json else "\n".join(chosen))
         return
+    from rich.console import Console
+    from rich.progress import Progress
+
     begin, done = time.monotonic(), {}
-    for name, seconds, compiled in _compile(chosen, processes or os.cpu_count() or 1):
-        done[name] = seconds, compiled
-        outcome = "; ".join(compiled.problems) or ("cached" if compiled.cached else "ok")
-        typer.echo(f"[{len(done)}/{len(chosen)}] {seconds:.1f} s {name}: {outcome}", err=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=len(chosen))
+        for name, seconds, compiled in _compile(chosen, processes or os.cpu_count() or 1):
+            done[name] = seconds, compiled
+            bar.update(task, advance=1, description=name)
+            if compiled.problems or not console.is_terminal:
+                line = f"[{len(done)}/{len(chosen)}] {seconds:.1f} s {name}: {_outcome(compiled)}"
+                console.print(line, markup=False)
     done = {name: done[name] for name in chosen}
     bad = {name: compiled for name, (_, compiled) in done.items() if compiled.problems}
     if as_json:
@@ -106,12 +114,12 @@ def _compile(chosen: Mapping[str, Build], processes: int) -> Iterator[tuple[str,
         while pending:
             done, _ = wait(pending, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
             for future in done:
-                yield pending.pop(future), *_outcome(future)
+                yield pending.pop(future), *_result(future)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _outcome(future: Future[tuple[float, Compiled]]) -> tuple[float, Compiled]:
+def _result(future: Future[tuple[float, Compiled]]) -> tuple[float, Compiled]:
     try:
         return future.result()
     except OSError as error:
@@ -135,5 +143,9 @@ def _timed(build: Build) -> tuple[float, Compiled]:
 
 def _row(name: str, seconds: float, compiled: Compiled) -> tuple[str, ...]:
     figures = (compiled.registers, compiled.spill_bytes, compiled.code_bytes)
-    outcome = "; ".join(compiled.problems) or ("cached" if compiled.cached else "ok")
-    return (name, f"{seconds:.1f}", *("–" if x is None else str(x) for x in figures), outcome)
+    shown = ("–" if x is None else str(x) for x in figures)
+    return name, f"{seconds:.1f}", *shown, _outcome(compiled)
+
+
+def _outcome(compiled: Compiled) -> str:
+    return "; ".join(compiled.problems) or ("cached" if compiled.cached else "ok")

@@ -89,9 +89,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         typer.echo("\n".join("\t".join(row).rstrip("\t") for row in rows))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    headed = (Column(name, overflow="fold") for name in columns)  # a long name is cut nowhere
+    table = Table(*headed, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
