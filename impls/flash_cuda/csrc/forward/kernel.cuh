@@ -3,7 +3,8 @@
 // A persistent block: one thread issues copies, CONSUMERS warpgroups own 64 query rows each. In a warpgroup the product
 // S = Q K^T of a step and O += P V of the step before are in flight while the softmax runs; between warpgroups nothing
 // is ordered, so that one's softmax also hides under the others' products. Keys are walked from the right: masked
-// blocks come first and last, and the long run between them has no mask.
+// blocks come first and last, and the long run between them has no mask. Of a block-sparse row its partial blocks come
+// first, then its full ones.
 #pragma once
 #include "attn/softmax.cuh"
 #include "forward/plan.cuh"
@@ -53,6 +54,8 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
     tile::Cursor<C::Q_SLOTS> q_at;
     tile::Cursor<C::SLOTS> at;
     const int rows = C::DECODE ? params.queries * params.group : tile::ROWS;  // of a copy of Q
+    // Tiles of a plane read the same K and V; with few queries there is one, or hardly more.
+    constexpr ptx::Keep KEEP = C::DECODE ? ptx::Keep::NORMAL : ptx::Keep::LAST_OUT;
     for (int index = blockIdx.x;;) {
         const bool more = index < params.work.total;
         Assignment work{-1};
@@ -84,13 +87,13 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
             }
             ptx::Barrier& k_full = plan.k_barriers.begin_fill(at, Plan::Key::BYTES);
             for (int p = 0; p < Plan::Key::PANELS; ++p) {
-                ptx::load(plan.k[at.slot].panel(p), params.k, k_full, ptx::Keep::LAST_OUT, p * tile::PANEL, key,
-                          work.kv_head, work.batch);
+                ptx::load(plan.k[at.slot].panel(p), params.k, k_full, KEEP, p * tile::PANEL, key, work.kv_head,
+                          work.batch);
             }
             ptx::Barrier& v_full = plan.v_barriers.begin_fill(at, Plan::Value::BYTES);
             for (int p = 0; p < Plan::Value::PANELS; ++p) {
-                ptx::load(plan.v[at.slot].panel(p), params.v, v_full, ptx::Keep::LAST_OUT, p * tile::PANEL, key,
-                          work.kv_head, work.batch);
+                ptx::load(plan.v[at.slot].panel(p), params.v, v_full, KEEP, p * tile::PANEL, key, work.kv_head,
+                          work.batch);
             }
             at.advance();
         }
