@@ -15,7 +15,7 @@ WARM_UPS = 3
 
 class CaptureFailed(Exception):
     """A capture that raised, for the reason that is its cause. The process is of no further use: torch leaves its
-    current stream, and its generators, in a capture that never ends."""
+    current stream, and its generators, in a capture that never ends (pytorch#171263)."""
 
 
 class Captured:
