@@ -42,8 +42,4 @@ void meet_clocks(const Fibers& fibers) {
     }
 }
 
-bool knows(const Fiber& fiber, const Access& access) {
-    return access.who == fiber.place.thread.x || (*fiber.known)[access.who] >= access.when;
-}
-
 }  // namespace emulator

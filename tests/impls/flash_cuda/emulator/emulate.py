@@ -24,8 +24,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ TENSOR_MAP = struct.Struct("<Q5Q4Q5I3I16x")
 """emulator::TensorMap in the 128 bytes of a tensor map: base, sizes, strides, box, rank, element bytes, magic."""
 TENSOR_MAP_MAGIC = 0x70414D54
 
+KEPT_SECONDS = 7 * 24 * 3600
+
 PARAMETERS = re.compile(r"(\w+)\(const __grid_constant__ ")
 
 
@@ -70,11 +73,15 @@ def compiler() -> str | None:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Where what is compiled is kept: a folder of this user's, by the content of what it was compiled from."""
+    """Where what is compiled is kept for a week, by the content of what it was compiled from: this user's folder."""
     folder = Path(tempfile.gettempdir()) / f"attnbench-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to somebody else")
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may do the same
+            if path.is_file() and time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink()
     return folder
 
 

@@ -58,6 +58,10 @@ std::string name_of(const Access& access) {
     return std::string(access.writes ? "the write" : "the read") + " of thread " + std::to_string(access.who);
 }
 
+[[noreturn]] void report_race(const Access& before, Address address, const char* what) {
+    fail("race: %s shared address 0x%x, and no barrier puts that after %s", what, address, name_of(before).c_str());
+}
+
 /// Adds an access of the running thread to a history, where it comes after all that conflict with it.
 void add(History& history, const Access& access, Address address, const char* what) {
     auto& known = history.accesses;
@@ -66,12 +70,11 @@ void add(History& history, const Access& access, Address address, const char* wh
     }
     for (std::size_t i = 0; i < known.size();) {
         const Access& before = known[i];
-        const bool ordered = knows(*current, before);
-        if (!ordered && before.words & access.words && (before.writes || access.writes)) {
-            fail("race: %s shared address 0x%x, and no barrier puts that after %s", what, address, name_of(before).c_str());
-        }
+        const bool conflicts = before.words & access.words && (before.writes || access.writes);
         // What comes after this access comes after that one too.
         const bool covered = !(before.words & ~access.words) && (access.writes || !before.writes);
+        const bool ordered = (conflicts || covered) && knows(*current, before);
+        if (conflicts && !ordered) report_race(before, address, what);
         if (ordered && covered) {
             known[i] = known.back();
             known.pop_back();
@@ -96,13 +99,16 @@ void read_seen(Region& region, Address address, std::uint32_t bytes) {
     });
 }
 
-void check_fenced(const History& history, Address address, std::uint8_t words, const char* what) {
+/// What an asynchronous access, started by the running thread, comes after: writes that it knows of, each with its
+/// thread's proxy fence.
+void check_start(const History& history, Address address, std::uint8_t words, const char* what) {
     for (const Access& before : history.accesses) {
-        if (before.writes && before.words & words && before.who < machine.launch.threads &&
-            current->block->fibers[before.who].fences == before.fences) {
+        if (!before.writes || !(before.words & words)) continue;
+        if (before.who < machine.launch.threads && current->block->fibers[before.who].fences == before.fences) {
             fail("%s shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)", what,
                  address, unsigned{before.who});
         }
+        if (!knows(*current, before)) report_race(before, address, what);
     }
 }
 
@@ -159,10 +165,14 @@ void note_read(Address address, std::uint32_t bytes) {
     read_seen(*region_of(address, *current->block), address, bytes);
 }
 
-void note_async_read(Address address, std::uint32_t bytes, bool fenced, const char* what) {
+void start_async_read(Address address, std::uint32_t bytes, const char* what) {
     at(address, bytes, *current->block, what);
+    each_granule(*region_of(address, *current->block), address, bytes,
+                 [&](History& history, std::uint8_t words) { check_start(history, address, words, what); });
+}
+
+void end_async_read(Address address, std::uint32_t bytes, const char* what) {
     each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
-        if (fenced) check_fenced(history, address, words, what);
         add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, false, current->now, 0}, address, what);
     });
 }
@@ -171,14 +181,14 @@ void note_load(Address address, std::uint32_t bytes, const Barrier& barrier) {
     std::uint8_t* target = at(address, bytes, *current->block, "a copy into");
     const auto who = static_cast<std::uint16_t>(machine.launch.threads + barrier.index);
     each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
-        check_fenced(history, address, words, "a copy writes");
+        check_start(history, address, words, "a copy writes");
         add(history, {who, words, true, barrier.completed + 1, 0}, address, "a copy writes");
     });
     std::memset(target, 0xFF, bytes);  // it may come at once, piece by piece: nothing there can be relied on
 }
 
 void begin_store(Address address, std::uint32_t bytes) {
-    note_async_read(address, bytes, true, "a copy reads");
+    start_async_read(address, bytes, "a copy reads");
     each_granule(*region_of(address, *current->block), address, bytes,
                  [&](History& history, std::uint8_t) { ++history.stores; });
 }
@@ -186,7 +196,7 @@ void begin_store(Address address, std::uint32_t bytes) {
 void end_store(Address address, std::uint32_t bytes) {
     each_granule(*region_of(address, *current->block), address, bytes,
                  [&](History& history, std::uint8_t) { --history.stores; });
-    note_async_read(address, bytes, false, "a copy reads");
+    end_async_read(address, bytes, "a copy reads");
 }
 
 void* shared_memory() { return current->block->dynamic.base; }

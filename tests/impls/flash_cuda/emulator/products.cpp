@@ -73,7 +73,7 @@ void take(std::vector<std::uint16_t>& tile, std::uint64_t descriptor, bool trans
             const Address address = swizzled(plain);
             std::uint16_t chunk[CHUNK];
             std::memcpy(chunk, at(address, GRANULE, block, what), GRANULE);
-            note_async_read(address, GRANULE, starts, what);
+            starts ? start_async_read(address, GRANULE, what) : end_async_read(address, GRANULE, what);
             for (int e = 0; e < CHUNK; ++e) {
                 tile[(i + (transposed ? e : 0)) * by_i + (k + (transposed ? 0 : e)) * by_k] = chunk[e];
             }

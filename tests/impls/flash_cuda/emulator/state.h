@@ -209,9 +209,9 @@ std::uint8_t* at(Address address, std::uint32_t bytes, Block& block, const char*
 /// have come before: if no barrier orders them.
 void note_write(Address address, std::uint32_t bytes);
 void note_read(Address address, std::uint32_t bytes);
-/// The same of an asynchronous reader, which the running thread starts or has waited for. `fenced`: fails too if a thread
-/// wrote and executed no proxy fence since.
-void note_async_read(Address address, std::uint32_t bytes, bool fenced, const char* what);
+/// The same of an asynchronous reader that the running thread starts, or has waited for.
+void start_async_read(Address address, std::uint32_t bytes, const char* what);
+void end_async_read(Address address, std::uint32_t bytes, const char* what);
 /// A copy that writes; its place is known to be written when the barrier's running phase is complete.
 void note_load(Address address, std::uint32_t bytes, const Barrier& barrier);
 void begin_store(Address address, std::uint32_t bytes);
@@ -223,7 +223,9 @@ Clock joined(const Clock& a, const Clock& b);
 Clock advanced(const Clock& clock, unsigned who, std::uint32_t when);
 /// These threads have met.
 void meet_clocks(const Fibers& fibers);
-bool knows(const Fiber& fiber, const Access& access);
+inline bool knows(const Fiber& fiber, const Access& access) {
+    return access.who == fiber.place.thread.x || (*fiber.known)[access.who] >= access.when;
+}
 
 // barriers.cpp
 void complete(NamedBarrier& barrier);
