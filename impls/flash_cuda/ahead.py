@@ -40,6 +40,8 @@ def every_kernel(deterministic: bool = False) -> list[Kernel]:
                 )
         shape = Shape(dtype, 1, 1, 1, 512, 512, dim, dim_v, left, right, dropout)
         found.add(backward_kernel(shape, deterministic))
+        if not (dropout or deterministic):
+            found.add(backward_kernel(dataclasses.replace(shape, mask_block=MASK_BLOCK)))
     return sorted(found, key=str)
 
 

@@ -28,9 +28,9 @@ ROW_FIELDS = struct.Struct("<9Q6q5i4x")
 """backward::RowParams: out, d_out, lse, d_lse, lse_log2, delta, dq, dq_count, ticket, strides of d_out and d_lse,
 sizes."""
 
-BACKWARD_FIELDS = struct.Struct("<6Q5i5i3i3fi12x")
-"""backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, band, work, kv_heads, group,
-row_blocks, scale, scale_log2, keep_scale, threshold."""
+BACKWARD_FIELDS = struct.Struct("<6Q4Q5i4x5i5i3i3fi20x")
+"""backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, lists, band, work, kv_heads,
+group, row_blocks, scale, scale_log2, keep_scale, threshold."""
 
 FINISH_FIELDS = struct.Struct("<Q3if40x")
 """backward::FinishParams after dq's map: dq, kv_heads, group, row_blocks, scale."""
@@ -81,7 +81,8 @@ def grouped_map(
 
 
 def list_sizes(shape: tuple[int, ...], mask_block: tuple[int, int]) -> tuple[int, ...]:
-    """The sizes of attn::BlockLists by query: rows of a batch entry and of a head, width, queries and keys of a block.
+    """The sizes of attn::BlockLists: rows of a batch entry and of a head, width, then what a block has along the rows
+    of the lists and along what they name: (queries, keys) by query, (keys, queries) by key.
 
     shape: of the indices, (batch or 1, heads or 1, rows, width); a dimension of 1 is shared by all.
     """

@@ -12,14 +12,18 @@ from attnbench.impls.flash_api import Band, Options, dropout_effective_p, dropou
 from attnbench.impls.flash_cuda.arguments import (
     BACKWARD_FIELDS,
     FINISH_FIELDS,
+    NO_LISTS,
     ROW_FIELDS,
     ROWS,
     Layout,
     grouped_map,
     head_map,
+    list_sizes,
     readable,
 )
 from attnbench.impls.flash_cuda.configs import (
+    LEAST_BACKWARD_KEYS,
+    LIST_QUERIES,
     BackwardKernel,
     Shape,
     backward_kernel,
@@ -47,6 +51,7 @@ class BackwardPlan:
     row_blocks: int
     maps: tuple[TensorMap, ...]
     dq: TensorMap
+    list_sizes: tuple[int, ...]
     fields: tuple[float, ...]
     scale: float
 
@@ -54,14 +59,14 @@ class BackwardPlan:
     @lru_cache(maxsize=1024)
     def of(
         options: Options, dtype: torch.dtype, device: int, q: Layout, d_out: Layout, k: Layout, v: Layout, dq: Layout,
-        dk: Layout, dv: Layout,
+        dk: Layout, dv: Layout, lists: tuple[int, ...] | None,
     ) -> BackwardPlan:  # fmt: skip
-        """The plan for tensors of these layouts."""
+        """The plan for tensors of these layouts; lists is the shape of the indices by key."""
         (batch, seqlen_q, heads, head_dim), (_, seqlen_k, kv_heads, head_dim_v) = q[0], v[0]
         band = Band.of(options.left, options.right, options.bottom_right, seqlen_q, seqlen_k)
         shape = Shape(
             DTYPES[dtype], batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v,
-            band.left is not None, band.right is not None, options.dropout_p > 0,
+            band.left is not None, band.right is not None, options.dropout_p > 0, options.mask_block,
         )  # fmt: skip
         config = backward_kernel(shape, options.deterministic)
         row_blocks = ceil_div(seqlen_q, config.ROWS)
@@ -80,12 +85,13 @@ class BackwardPlan:
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
             load(config.source, config.FINISH, device, shared=0), blocks, PREPARE_BLOCKS * multiprocessors(device),
-            shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads), fields, options.scale,
+            shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
+            NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1]), fields, options.scale,
         )  # fmt: skip
 
     def launch(
         self, d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        rng: Tensor | None, dq: Tensor, dk: Tensor, dv: Tensor,
+        rng: Tensor | None, lists: list[Tensor], dq: Tensor, dk: Tensor, dv: Tensor,
     ) -> None:  # fmt: skip
         """Three kernels on the current stream of the tensors' device."""
         device, shape, config = q.get_device(), self.shape, self.config
@@ -113,7 +119,7 @@ class BackwardPlan:
                 *(known.at(x.data_ptr()) for known, x in zip(self.maps, tensors, strict=True)),
                 BACKWARD_FIELDS.pack(
                     lse_log2, delta, sums.data_ptr(), 0 if rng is None else rng.data_ptr(), counter, counters,
-                    *self.fields,
+                    *([x.data_ptr() for x in lists] or (0,) * 4), *self.list_sizes, *self.fields,
                 ),
             ))  # fmt: skip
             self.main.launch(self.grid, config.THREADS, params, stream)
@@ -125,9 +131,16 @@ class BackwardPlan:
 
 def refuse(q: Tensor, v: Tensor, options: Options) -> None:
     """Raise ValueError for what this backward does not compute; see `flash_api.operators.Refuse`."""
-    if options.mask_block != (0, 0):
+    rows, keys = options.mask_block
+    if rows % LIST_QUERIES or keys % LEAST_BACKWARD_KEYS:
         raise ValueError(
-            "block_mask: got one, allowed is None with gradients: the backward walks no lists of blocks"
+            f"block_mask: blocks of {rows} x {keys}, allowed with gradients are multiples of"
+            f" {LIST_QUERIES} x {LEAST_BACKWARD_KEYS}"
+        )
+    if options.deterministic and options.mask_block != (0, 0):
+        raise ValueError(
+            "deterministic: got True, allowed with gradients and a block_mask is False: the turns in which tiles add to"
+            " dq are not counted in lists"
         )
 
 
@@ -146,7 +159,9 @@ def backward(
     out, lse = out.contiguous(), lse.contiguous()  # a hook of saved tensors may have changed them
     results = ((x.shape, x.stride()) for x in (dq, dk, dv))
     plan = BackwardPlan.of(
-        options, q.dtype, q.get_device(), q_layout, d_out_layout, k_layout, v_layout, *results
-    )
-    plan.launch(d_out, d_lse, q, k, v, out, lse, rng, dq, dk, dv)
+        options, q.dtype, q.get_device(), q_layout, d_out_layout, k_layout, v_layout, *results,
+        lists[5].shape if lists else None,
+    )  # fmt: skip
+    by_key = [x.contiguous() for x in lists[4:]]
+    plan.launch(d_out, d_lse, q, k, v, out, lse, rng, by_key, dq, dk, dv)
     return dq, dk, dv

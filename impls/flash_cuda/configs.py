@@ -257,21 +257,18 @@ class BackwardKernel:
     dtype: str
     dim: int
     dim_v: int
+    keys: int
     has_left: bool = False
     has_right: bool = False
     dropout: bool = False
     deterministic: bool = False
+    lists: bool = False
 
     PREPARE, MAIN, FINISH = "attention_backward_prepare", "attention_backward", "attention_backward_finish"
     ROWS = 64
     THREADS = 384
     PREPARE_THREADS = 256
     FINISH_THREADS = 128
-
-    @property
-    def keys(self) -> int:
-        """Keys of a tile."""
-        return 64 if max(self.dim, self.dim_v) > 128 else 128
 
     @property
     def units(self) -> int:
@@ -286,9 +283,9 @@ class BackwardKernel:
     @property
     def source(self) -> str:
         """CUDA source of the three."""
-        switches = (self.has_left, self.has_right, self.dropout, self.deterministic)
+        switches = (self.has_left, self.has_right, self.dropout, self.deterministic, self.lists)
         flags = [str(switch).lower() for switch in switches]
-        words = ", ".join(map(str, [self.dtype, self.dim, self.dim_v, *flags]))
+        words = ", ".join(map(str, [self.dtype, self.dim, self.dim_v, self.keys, *flags]))
         return (
             '#include "backward/kernel.cuh"\n'
             '#include "backward/rows.cuh"\n'
@@ -308,13 +305,19 @@ class BackwardKernel:
         )
 
 
+LEAST_BACKWARD_KEYS = 64
+"""Keys of the smaller one of the backward's two tiles."""
+
+
 @lru_cache(maxsize=4096)
 def backward_kernel(shape: Shape, deterministic: bool = False) -> BackwardKernel:
-    """The backward kernels of a problem. deterministic: gradients repeat bit for bit."""
-    dim, dim_v = padded(shape.head_dim), padded(shape.head_dim_v)
-    if max(dim, dim_v) > 128:
-        # Consumers share the columns, in halves of whole panels.
+    """The backward kernels of a problem that is not refused. deterministic: gradients repeat bit for bit."""
+    lists = shape.mask_block != (0, 0)
+    dim, dim_v, keys = padded(shape.head_dim), padded(shape.head_dim_v), 128
+    if max(dim, dim_v) > 128 or shape.mask_block[1] % keys:
+        # Consumers share 64 keys and the columns, in halves of whole panels.
         dim, dim_v = (ceil_div(d, 2 * PANEL) * 2 * PANEL for d in (dim, dim_v))
+        keys = LEAST_BACKWARD_KEYS
     return BackwardKernel(
-        shape.dtype, dim, dim_v, shape.has_left, shape.has_right, shape.dropout, deterministic
+        shape.dtype, dim, dim_v, keys, shape.has_left, shape.has_right, shape.dropout, deterministic, lists
     )

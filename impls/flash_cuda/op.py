@@ -30,9 +30,9 @@ def flash_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `attnbench.impls.flash_triton.flash_attention`, on Hopper GPUs, but with less on offer.
 
-    float16 and bfloat16; blocks of a block_mask are multiples of 64 queries x 32 keys. With gradients: no block_mask.
-    The call raises ValueError or TypeError for the rest, also when its forward alone would have been possible;
-    torch.no_grad() asks for that. deterministic: gradients repeat bit for bit, as out and lse always do.
+    float16 and bfloat16; blocks of a block_mask are multiples of 64 queries x 32 keys. With gradients: of 64 x 64, and
+    not together with deterministic (gradients repeat bit for bit, as out and lse always do). The call raises ValueError
+    or TypeError for the rest, also when its forward alone would have been possible; torch.no_grad() asks for that.
 
     Tensors that the copy engine cannot address (a base or a stride not a multiple of 16 bytes, a last stride other
     than 1) are copied first.

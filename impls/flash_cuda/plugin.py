@@ -16,7 +16,7 @@ from attnbench.harness.contract import (
 from attnbench.harness.masks import ALIGNMENTS, KINDS
 from attnbench.harness.problem import Problem
 from attnbench.impls.flash_api.plugin import FlashPlugin
-from attnbench.impls.flash_cuda.configs import LIST_KEYS, LIST_QUERIES
+from attnbench.impls.flash_cuda.configs import LEAST_BACKWARD_KEYS, LIST_KEYS, LIST_QUERIES
 
 
 class FlashCuda(FlashPlugin):
@@ -52,7 +52,12 @@ class FlashCuda(FlashPlugin):
                 f"mask blocks {blocks.block_q}x{blocks.block_k} are not multiples of {LIST_QUERIES}x{LIST_KEYS}"
             )
         if problem.direction != "fwd" and blocks:
-            found.append("the backward walks no lists of blocks")
+            if blocks.block_k % LEAST_BACKWARD_KEYS:
+                found.append(
+                    f"the backward takes mask blocks of multiples of {LEAST_BACKWARD_KEYS} keys, not {blocks.block_k}"
+                )
+            if self.deterministic:
+                found.append("a deterministic backward takes no mask blocks")
         return found
 
     def builds(self) -> Mapping[str, Build]:

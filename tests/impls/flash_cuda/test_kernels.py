@@ -38,7 +38,7 @@ COVERING = [
     backward_kernel(shape(128)),
     backward_kernel(shape(128, dtype="FP16", left=True, right=True)),
     backward_kernel(shape(256, right=True)),
-    backward_kernel(shape(64, left=True, dropout=True), deterministic=True),
+    backward_kernel(shape(128, left=True, right=True, mask=(128, 128))),
     backward_kernel(shape(128, left=True, right=True, dropout=True)),
     backward_kernel(shape(128, left=True, right=True, dropout=True), deterministic=True),
     backward_kernel(shape(256, left=True, right=True, dropout=True), deterministic=True),
@@ -74,6 +74,12 @@ def test_lists_of_other_blocks_compile_too(blocks):
     kernel = forward(64, right=True, dropout=True, mask=blocks)
     assert blocks[0] % kernel.rows == 0
     assert blocks[1] % kernel.keys == 0
+    assert build.build(kernel.source).resources.problems == []
+
+
+def test_a_backward_of_narrow_blocks_compiles_too():
+    kernel = backward_kernel(shape(64, right=True, dropout=True, mask=(64, 192)))
+    assert kernel.keys == 64
     assert build.build(kernel.source).resources.problems == []
 
 

@@ -209,17 +209,36 @@ def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
     fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
     tiles = -(-seqlen_k // 128)
     assert fields[:6] == (*told[4:7], 0, TICKET, 0)
-    assert fields[6:11] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
-    assert fields[11:13] == (tiles, batch * kv_heads)
-    assert fields[14:16] == (tiles * batch * kv_heads, main[1])
-    assert fields[16:19] == (kv_heads, heads // kv_heads, row_blocks)
-    assert fields[21:] == (1.0, 256)
+    assert fields[6:15] == (0,) * 9
+    assert fields[15:20] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
+    assert fields[20:22] == (tiles, batch * kv_heads)
+    assert fields[23:25] == (tiles * batch * kv_heads, main[1])
+    assert fields[25:28] == (kv_heads, heads // kv_heads, row_blocks)
+    assert fields[30:] == (1.0, 256)
     for (found, address), x in zip(
         recorder.maps_of(main[3], 6), (q, d_out, k, v, grads[1], grads[2]), strict=True
     ):
         assert address == x.data_ptr()
         assert address_of(found, x, kv_heads) == x.data_ptr() + 2 * x[-1, -1, -1, -1:].storage_offset()
     assert finish[1] == batch * heads * row_blocks * units
+
+
+@pytest.mark.parametrize("lead", [(1, 1), (2, 1), (1, 4), (2, 4)], ids=str)
+@pytest.mark.parametrize(("block", "keys"), [((64, 128), 128), ((128, 64), 64)], ids=str)
+def test_block_lists_by_key_reach_the_backward(recorder, lead, block, keys):
+    q, k, v = tensors(2, 200, 500, 4, 2, 64, 64)
+    rows, columns = -(-200 // block[0]), -(-500 // block[1])
+    mask = BlockMask.from_dense(torch.rand(*lead, rows, columns) < 0.5, block)
+    lists = mask.by_query.tensors() + mask.by_key.tensors()
+    asked = options(mask_block=block)
+    out, lse = forward(q, k, v, None, lists[:4], asked)
+    backward(torch.randn_like(out), None, q, k, v, out, lse, None, lists, asked)
+    _, grid, _, params = recorder.launches[-2]
+    fields = BACKWARD_FIELDS.unpack(params[6 * MAP_BYTES :])
+    assert fields[6:10] == tuple(x.data_ptr() for x in lists[4:])
+    shared = (lead[1] * columns if lead[0] > 1 else 0, columns if lead[1] > 1 else 0)
+    assert fields[10:15] == (*shared, rows, *block[::-1])
+    assert grid == -(-500 // keys) * 2 * 2
 
 
 def test_a_deterministic_backward_has_a_counter_for_each_block_of_sums(recorder):
@@ -241,7 +260,7 @@ def test_what_dropout_keeps_is_scaled_by_the_rate_that_the_kernels_have(recorder
     backward(torch.randn_like(out), None, q, k, v, out, lse, rng, [], options(dropout_p=0.3))
     fields = BACKWARD_FIELDS.unpack(recorder.launches[-2][3][6 * MAP_BYTES :])
     assert fields[3] == rng.data_ptr()
-    assert fields[21:] == (pytest.approx(256 / 179), 179)
+    assert fields[30:] == (pytest.approx(256 / 179), 179)
 
 
 def test_tensors_that_the_copy_engine_cannot_address_are_copied(recorder):

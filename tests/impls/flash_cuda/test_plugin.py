@@ -6,8 +6,10 @@ import torch
 from attnbench.harness.contract import Device
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
+from attnbench.impls.flash_api import Options
 from attnbench.impls.flash_cuda import flash_attention
-from attnbench.impls.flash_cuda.plugin import FlashCuda
+from attnbench.impls.flash_cuda.backward import refuse
+from attnbench.impls.flash_cuda.plugin import FlashCuda, deterministic
 
 HOPPER = Device("cuda", capability=(9, 0))
 
@@ -28,6 +30,7 @@ def reasons(device=HOPPER, **changes):
         {"mask": Mask.parse("window(9,4)@top_left")},
         {"direction": "fwd_bwd", "dropout_p": 0.1},
         {"mask": Mask.parse("causal&blocks(random,64x32)")},
+        {"direction": "fwd_bwd", "mask": Mask.parse("causal&blocks(random,64x64)")},
         {"dtype": "fp16"},
     ],
 )
@@ -44,7 +47,7 @@ def test_what_it_computes(changes):
         ({"head_dim": 264}, "exceeds 256"),
         ({"mask": Mask.parse("blocks(random,96x128)")}, "mask blocks 96x128 are not multiples of 64x32"),
         ({"mask": Mask.parse("blocks(random,128x48)")}, "mask blocks 128x48 are not multiples of 64x32"),
-        ({"direction": "bwd", "mask": Mask.parse("blocks(random,128x128)")}, "backward walks no lists"),
+        ({"direction": "bwd", "mask": Mask.parse("blocks(random,128x96)")}, "multiples of 64 keys, not 96"),
         ({"scale": 1e39}, "scale 1e+39 does not lie in 1.18e-38 to 2.36e+38"),
         ({"scale": 1e-46}, "scale 1e-46 does not lie in"),
         ({"device": Device("cuda", capability=(8, 0))}, "compute capability 9.0 to 9.0"),
@@ -53,6 +56,36 @@ def test_what_it_computes(changes):
 )
 def test_what_it_declines(changes, reason):
     assert any(reason in found for found in reasons(**changes))
+
+
+def test_a_deterministic_one_has_gradients_under_a_band_alone():
+    problem = {"batch": 1, "heads": 2, "seqlen_q": 8, "head_dim": 64}
+    blocks = Mask.parse("blocks(random,128x128)")
+    for direction, mask, declined in (
+        ("fwd", blocks, 0),
+        ("fwd_bwd", blocks, 1),
+        ("fwd_bwd", Mask.parse("causal"), 0),
+    ):
+        found = deterministic.unsupported_reasons(Problem(**problem, direction=direction, mask=mask), HOPPER)
+        assert len(found) == declined
+    assert deterministic.repeats(HOPPER) == ("fwd", "bwd")
+    assert deterministic.prepare(Problem(**problem), Device("cpu")).attend.keywords["deterministic"]
+
+
+@pytest.mark.parametrize(
+    ("block", "repeat", "message"),
+    [
+        ((64, 32), False, "block_mask: blocks of 64 x 32, allowed with gradients are multiples of 64 x 64"),
+        ((32, 64), False, "block_mask: blocks of 32 x 64, allowed"),
+        ((64, 64), True, "deterministic: got True"),
+    ],
+)
+def test_gradients_that_are_not_offered_are_refused(block, repeat, message):
+    q = torch.empty(1, 64, 2, 64, dtype=torch.float16)
+    refuse(q, q, Options(None, None, True, 1.0, 0.1, (64, 64), False))
+    refuse(q, q, Options(None, 0, True, 1.0, 0.1, (0, 0), True))
+    with pytest.raises(ValueError, match=message):
+        refuse(q, q, Options(None, None, True, 1.0, 0.0, block, repeat))
 
 
 def test_it_is_available_where_it_computes_anything():

@@ -23,6 +23,7 @@ struct Consumer {
     tile::Cursor<C::OUT_SLOTS> d_out_at;
     tile::Cursor<1> stage_at;  // of plan.handed, in the thread that hands over
     int buffer = 0;            // of plan.scores
+    bool banded;               // by LISTS: whether the band applies to this step
 
     Assignment work;
     float dk[tile::accumulators(C::OWN_DIM)];
@@ -47,7 +48,11 @@ struct Consumer {
             for (float& value : dk) value = 0.f;
 #pragma unroll
             for (float& value : dv) value = 0.f;
-            if (work.blocks.size() > 0) walk();
+            if constexpr (C::LISTS) {
+                walk_lists();
+            } else if (work.blocks.size() > 0) {
+                walk();
+            }
             __syncwarp();
             plan.kv_barriers.release(kv_at, lane);
 #pragma unroll
@@ -68,13 +73,42 @@ struct Consumer {
         }
     }
 
+    /// Blocks that the band leaves whole: rows past the last have lse = +inf, and weigh nothing.
+    __device__ __forceinline__ attn::Range whole_blocks() const {
+        attn::Range whole = attn::blocks_within<C::ROWS>(
+            attn::rows_of_all<C::HAS_LEFT, C::HAS_RIGHT>(params.band, work.key, work.key + C::KEYS - 1));
+        if (!C::HAS_LEFT) whole.end = params.row_blocks;
+        return whole;
+    }
+    __device__ __forceinline__ bool past_last_key() const { return work.key + C::KEYS > params.band.keys; }
+
+    /// All that the lists name, of all heads of the group.
+    __device__ __forceinline__ void walk_lists() {
+        Self& self = static_cast<Self&>(*this);
+        for (;;) {
+            plan.q_barriers.wait_full(q_at);
+            const Visit visit = uniform(plan.visits[q_at.slot]);
+            if (visit.plane < 0) break;
+            const attn::Range whole = whole_blocks();
+            banded = visit.banded;
+            if (past_last_key() || (banded && (visit.block < whole.begin || visit.block >= whole.end))) {
+                self.template step<true>(visit.plane, visit.block);
+            } else {
+                self.template step<false>(visit.plane, visit.block);
+            }
+        }
+        // The end has taken a slot of Q and one of dO.
+        plan.d_out_barriers.wait_full(d_out_at);
+        plan.q_barriers.release(q_at, lane);
+        plan.d_out_barriers.release(d_out_at, lane);
+        q_at.advance();
+        d_out_at.advance();
+    }
+
     /// All queries of the group's heads, masked blocks apart from the long run between them.
     __device__ __forceinline__ void walk() {
-        const int last = work.key + C::KEYS - 1;
-        attn::Range whole = attn::blocks_within<C::ROWS>(
-            attn::rows_of_all<C::HAS_LEFT, C::HAS_RIGHT>(params.band, work.key, last));
-        if (!C::HAS_LEFT) whole.end = work.blocks.end;  // rows past the last have lse = +inf, and weigh nothing
-        if (last >= params.band.keys) whole.begin = whole.end = work.blocks.end;
+        attn::Range whole = whole_blocks();
+        if (past_last_key()) whole.begin = whole.end = work.blocks.end;
         const int begin = attn::min(attn::max(whole.begin, work.blocks.begin), work.blocks.end);
         const int end = attn::max(attn::min(whole.end, work.blocks.end), begin);
         Self& self = static_cast<Self&>(*this);
@@ -145,7 +179,7 @@ struct Consumer {
         }
     }
 
-    /// Each half's key is seen by a range of rows, by none if it lies past the last key.
+    /// Each half's key is seen by a range of rows, in a full block of LISTS by all, by none if it lies past the last key.
     __device__ __forceinline__ void mask(int first_row) {
         const int from = first_row + tile::first_column(thread);
         const int key = work.key + own_key() + tile::first_row(thread);
@@ -153,7 +187,9 @@ struct Consumer {
 #pragma unroll
         for (int h = 0; h < tile::HALVES; ++h) {
             const attn::Range seen =
-                attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key + 8 * h, key + 8 * h);
+                !C::LISTS || banded
+                    ? attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key + 8 * h, key + 8 * h)
+                    : attn::Range{0, params.band.rows};
             limits[h] = {seen.begin - from, key + 8 * h < params.band.keys ? seen.end - from : 0};
         }
         attn::mask_scores<true>(scores, limits);

@@ -27,10 +27,15 @@ DEVICE void run(const Params& params) {
 
     if (threadIdx.x == 0) {
         constexpr u32 CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
-        plan.kv_barriers.init(CONSUMER_WARPS + 1);  // and the thread that loads rows
+        plan.kv_barriers.init(CONSUMER_WARPS + (C::LISTS ? 2 : 1));  // and the threads that see to rows
         plan.q_barriers.init(CONSUMER_WARPS);
         plan.d_out_barriers.init(CONSUMER_WARPS);
-        for (auto& barriers : plan.stage_barriers) barriers.init(1);
+        if constexpr (C::LISTS) {
+            for (auto& ready : plan.visit_ready) ptx::init(ready, 1);
+        }
+        if constexpr (C::DETERMINISTIC) {
+            for (auto& barriers : plan.stage_barriers) barriers.init(1);
+        }
         ptx::publish_barriers();
         ptx::prefetch(params.q);
         ptx::prefetch(params.d_out);
@@ -43,6 +48,9 @@ DEVICE void run(const Params& params) {
         ptx::release_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce_keys<C>(params, plan);
         if (threadIdx.x == 32) produce_rows<C>(params, plan);
+        if constexpr (C::LISTS) {
+            if (threadIdx.x == 64) produce_visits<C>(params, plan);
+        }
         if constexpr (C::DETERMINISTIC) {
             if (threadIdx.x == 64) add_in_turn(params, plan, 0);
             if (threadIdx.x == 96) add_in_turn(params, plan, 1);

@@ -11,9 +11,12 @@ DEVICE Assignment assign(const Params& params, int index) {
     const attn::Place place = attn::place_of(params.work, index);
     const int batch = place.plane / params.kv_heads;
     const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::KEYS;
-    const int last = attn::min(key + C::KEYS, params.band.keys) - 1;
-    const attn::Range rows = attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key, last);
-    const attn::Range blocks = rows.size() > 0 ? attn::blocks_touching<C::ROWS>(rows) : attn::Range{0, 0};
+    attn::Range blocks = {0, 1};
+    if constexpr (!C::LISTS) {
+        const int last = attn::min(key + C::KEYS, params.band.keys) - 1;
+        const attn::Range rows = attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key, last);
+        blocks = rows.size() > 0 ? attn::blocks_touching<C::ROWS>(rows) : attn::Range{0, 0};
+    }
     return {batch, place.plane - batch * params.kv_heads, key, blocks};
 }
 
@@ -73,27 +76,77 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
         const Assignment work = plan.assignment;
         plan.kv_barriers.release(kv_at, 0);
         if (work.batch < 0) break;
-        for (int member = 0; member < params.group; ++member) {
-            const int first_block = plane_of(params, work, member) * params.row_blocks;
-            for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
-                const int row = block * C::ROWS;
+        const auto load = [&](int first_block, int member, int block) {
+            const int row = block * C::ROWS;
+            const auto at = tile::Cursor<C::SLOTS>::after(loaded);
+            const auto out_at = tile::Cursor<C::OUT_SLOTS>::after(loaded++);
+            const i64 statistics = static_cast<i64>(first_block + block) * C::ROWS;
+            ptx::Barrier& q_full = plan.q_barriers.begin_fill(at, Plan::Query::BYTES + STATISTICS);
+            ptx::load_bytes(plan.lse[at.slot], params.lse + statistics, STATISTICS, q_full);
+            for (int p = 0; p < Plan::Query::PANELS; ++p) {
+                ptx::load(plan.q[at.slot].panel(p), params.q, q_full, ptx::Keep::LAST_OUT, p * tile::PANEL, member, row,
+                          work.kv_head, work.batch);
+            }
+            ptx::Barrier& d_out_full = plan.d_out_barriers.begin_fill(out_at, Plan::OutGrad::BYTES + STATISTICS);
+            ptx::load_bytes(plan.delta[out_at.slot], params.delta + statistics, STATISTICS, d_out_full);
+            for (int p = 0; p < Plan::OutGrad::PANELS; ++p) {
+                ptx::load(plan.d_out[out_at.slot].panel(p), params.d_out, d_out_full, ptx::Keep::LAST_OUT,
+                          p * tile::PANEL, member, row, work.kv_head, work.batch);
+            }
+        };
+        if constexpr (C::LISTS) {
+            for (;;) {
                 const auto at = tile::Cursor<C::SLOTS>::after(loaded);
-                const auto out_at = tile::Cursor<C::OUT_SLOTS>::after(loaded++);
-                const i64 statistics = static_cast<i64>(first_block + block) * C::ROWS;
-                ptx::Barrier& q_full = plan.q_barriers.begin_fill(at, Plan::Query::BYTES + STATISTICS);
-                ptx::load_bytes(plan.lse[at.slot], params.lse + statistics, STATISTICS, q_full);
-                for (int p = 0; p < Plan::Query::PANELS; ++p) {
-                    ptx::load(plan.q[at.slot].panel(p), params.q, q_full, ptx::Keep::LAST_OUT, p * tile::PANEL, member,
-                              row, work.kv_head, work.batch);
-                }
-                ptx::Barrier& d_out_full = plan.d_out_barriers.begin_fill(out_at, Plan::OutGrad::BYTES + STATISTICS);
-                ptx::load_bytes(plan.delta[out_at.slot], params.delta + statistics, STATISTICS, d_out_full);
-                for (int p = 0; p < Plan::OutGrad::PANELS; ++p) {
-                    ptx::load(plan.d_out[out_at.slot].panel(p), params.d_out, d_out_full, ptx::Keep::LAST_OUT,
-                              p * tile::PANEL, member, row, work.kv_head, work.batch);
+                ptx::wait(plan.visit_ready[at.slot], at.parity);
+                const Visit visit = plan.visits[at.slot];
+                if (visit.plane < 0) break;
+                load(visit.plane * params.row_blocks, visit.member, visit.block);
+            }
+            plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);  // slots that say so to the consumers
+            plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
+        } else {
+            for (int member = 0; member < params.group; ++member) {
+                const int first_block = plane_of(params, work, member) * params.row_blocks;
+                for (int block = work.blocks.begin; block < work.blocks.end; ++block) load(first_block, member, block);
+            }
+        }
+    }
+}
+
+/// A third thread, by LISTS: walk those of every head of the group, and leave in a slot of Q, as soon as it is free,
+/// which block the second one is to load there.
+template <class C, class Plan>
+DEVICE void produce_visits(const Params& params, Plan& plan) {
+    tile::Cursor<1> kv_at;
+    u32 announced = 0;
+    const auto announce = [&](const Visit& visit) {
+        const auto at = tile::Cursor<C::SLOTS>::after(announced++);
+        ptx::wait(plan.q_barriers.empty[at.slot], at.parity ^ 1);
+        plan.visits[at.slot] = visit;
+        ptx::arrive(plan.visit_ready[at.slot]);
+    };
+    for (;; kv_at.advance()) {
+        plan.kv_barriers.wait_full(kv_at);
+        const Assignment& work = plan.assignment;  // left in shared memory, for want of registers
+        if (work.batch < 0) break;
+        for (int member = 0; member < params.group; ++member) {
+            const i64 row = attn::list_row(params.lists, work.batch, work.kv_head * params.group + member, work.key);
+#pragma unroll 1
+            for (int partial = 0; partial < 2; ++partial) {
+                const int count = (partial ? params.lists.partial_count : params.lists.full_count)[row];
+                const i32* index =
+                    (partial ? params.lists.partial_index : params.lists.full_index) + row * params.lists.width;
+                for (int listed = 0; listed < count; ++listed) {
+                    const int begin = index[listed] * (params.lists.listed_size / C::ROWS);
+                    const int end = attn::min(begin + params.lists.listed_size / C::ROWS, params.row_blocks);
+                    for (int block = begin; block < end; ++block) {
+                        announce({plane_of(params, work, member), member, block, partial});
+                    }
                 }
             }
         }
+        plan.kv_barriers.release(kv_at, 0);
+        announce({-1});
     }
 }
 
@@ -102,5 +155,6 @@ DEVICE Assignment uniform(const Assignment& a) {
     return {ptx::uniform(a.batch), ptx::uniform(a.kv_head), ptx::uniform(a.key),
             {ptx::uniform(a.blocks.begin), ptx::uniform(a.blocks.end)}};
 }
+DEVICE Visit uniform(const Visit& a) { return {ptx::uniform(a.plane), 0, ptx::uniform(a.block), ptx::uniform(a.banded)}; }
 
 }  // namespace backward

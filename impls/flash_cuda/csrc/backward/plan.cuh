@@ -1,6 +1,7 @@
 // What the backward kernels are told, how they are shaped, and where everything lies in shared memory.
 #pragma once
 #include "attn/band.cuh"
+#include "attn/block_lists.cuh"
 #include "attn/schedule.cuh"
 #include "ptx/mbarrier.cuh"
 #include "tile/fragment.cuh"
@@ -24,6 +25,7 @@ struct Params {
     const i64* rng;      // (seed, offset) of dropout
     u32* ticket;         // 0; counts tiles handed out, and is 0 again when the last block leaves
     u32* turns;          // of each unit of dq: how many tiles have added to it, from 0 on; null unless DETERMINISTIC
+    attn::BlockLists lists;  // by key
     attn::Band band;
     attn::Work work;     // tiles of keys
     int kv_heads, group, row_blocks;
@@ -34,17 +36,22 @@ struct Params {
 
 /// One compiled kernel: ROWS queries a step, KEYS keys a tile, SLOTS for Q and OUT_SLOTS for dO.
 ///
-/// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: 64 keys fill the registers
-/// of both, and each owns half of the columns of dK and dV, and computes S^T and dP^T for half of the rows.
-template <class T_, int DIM_, int DIM_V_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_>
+/// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: both share 64 keys, which
+/// above fill their registers, or of which a block of LISTS is made; each owns half of the columns of dK and dV, and
+/// computes S^T and dP^T for half of the rows.
+template <class T_, int DIM_, int DIM_V_, int KEYS_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_,
+          bool LISTS_>
 struct Config {
     using T = T_;
-    static constexpr int DIM = DIM_, DIM_V = DIM_V_, ROWS = tile::ROWS;
+    static constexpr int DIM = DIM_, DIM_V = DIM_V_, KEYS = KEYS_, ROWS = tile::ROWS;
     static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_, DROPOUT = DROPOUT_;
-    static constexpr bool DETERMINISTIC = DETERMINISTIC_;
-    static constexpr bool WIDE = DIM > 128 || DIM_V > 128;
+    static constexpr bool DETERMINISTIC = DETERMINISTIC_;  // tiles add to dQ in a settled order
+    static constexpr bool LISTS = LISTS_;                  // walk lists of blocks; tiles divide blocks
+    static_assert(!(DETERMINISTIC && LISTS), "turns are counted under a band alone");
+    static constexpr bool WIDE = KEYS == tile::ROWS;
+    static_assert(WIDE || (KEYS == 2 * tile::ROWS && DIM <= 128 && DIM_V <= 128));
     static constexpr int SLOTS = 2, OUT_SLOTS = WIDE ? 1 : 2;
-    static constexpr int KEY_TILES = WIDE ? 1 : CONSUMERS, KEYS = tile::ROWS * KEY_TILES;
+    static constexpr int KEY_TILES = KEYS / tile::ROWS;
     // A consumer's part.
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
     static constexpr int OWN_DIM = WIDE ? DIM / CONSUMERS : DIM, OWN_DIM_V = WIDE ? DIM_V / CONSUMERS : DIM_V;
@@ -67,7 +74,12 @@ enum Named : u32 { FIRST_CONSUMER = 1, BOTH_CONSUMERS = FIRST_CONSUMER + CONSUME
 /// A block's next tile of keys, found once by the producer. No tile: batch < 0.
 struct Assignment {
     int batch, kv_head, key;
-    attn::Range blocks;  // of ROWS
+    attn::Range blocks;  // of ROWS; by LISTS any range that is not empty
+};
+
+/// By LISTS: the block of ROWS in a slot of Q, and whether the band applies to it. After a tile's last one: plane < 0.
+struct Visit {
+    int plane, member, block, banded;
 };
 
 /// A unit of dQ that a consumer has ready for the thread that adds it, and its turn there. No more: unit < 0.
@@ -102,10 +114,12 @@ struct SharedMemoryPlan {
     alignas(1024) Stage stage[CONSUMERS];
     alignas(128) float lse[C::SLOTS][C::ROWS];
     alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
+    Visit visits[C::SLOTS];     // travel with q, by LISTS
     Assignment assignment;      // travels with k and v
     Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
     u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
     tile::RingBarriers<1> kv_barriers;
+    ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;
     tile::RingBarriers<1> stage_barriers[CONSUMERS];  // filled by a consumer
