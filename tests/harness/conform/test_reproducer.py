@@ -13,7 +13,8 @@ from attnbench.harness.conform.posed import Posed
 from attnbench.harness.conform.reproducer import source
 from attnbench.harness.conform.suite import select
 from attnbench.harness.contract import Device, Implementation
-from attnbench.harness.problem import Problem
+from attnbench.harness.masks import Mask
+from attnbench.harness.problem import Direction, Problem
 from attnbench.impls import flash_attn, flex, sdpa, xformers_fmha
 from attnbench.impls.standard import Standard
 from attnbench.impls.tiled import fa2
@@ -102,6 +103,28 @@ def test_it_shows_where_a_wrong_one_is_wrong(change: str, named: str, capsys: An
     assert len(grid) == 2 * 4
     if "== 33" in change:
         assert all(line.split()[-1] == "." * 33 + line.split()[-1][33] + "." * 6 for line in grid)
+
+
+@pytest.mark.parametrize("direction", ["fwd", "fwd_bwd"])
+def test_it_says_the_same_however_many_batch_entries_fit(direction: Direction, capsys: Any) -> None:
+    problem = Problem(20, 4, 8, 16, kv_heads=2, dtype="fp32", mask=Mask.causal(), direction=direction)
+    text = source(Case(problem, "c", "w", suite="s"), sdpa.math, CPU, "a reason", "found as")
+    broken = (
+        "at = torch.arange(BATCH)[:, None, None, None] == 17\n    return torch.where(at, out + 0.01, out)"
+    )
+    text = text.replace("# ---- plain attention", f"right = attend\n\n\ndef attend(q, k, v):\n    out = right(q, k, v)\n    {broken}\n\n\n# ---- plain attention")  # fmt: skip  # noqa: E501
+    said = []
+    for entries in ("2**25", "3 * HEADS * SEQLEN_Q * SEQLEN_K", "1"):
+        assert run(text.replace("2**25", entries))[0] == 3
+        lines = capsys.readouterr().out.splitlines()
+        # What is allowed follows from plain attention, whose roundings depend on how many entries it takes at a time.
+        errors = [[word for n, word in enumerate(line.split()) if n not in {2, 4}] for line in lines[1:]]
+        said.append(errors)
+        assert [line[:17] for line in lines if line.startswith("batch ")] == [
+            f"batch 17 head   {head}" for head in range(4)
+        ]
+        assert "[17, 0, 0, 0] is" in next(line for line in lines if line.startswith("out "))
+    assert said[0] == said[1] == said[2]
 
 
 @pytest.mark.parametrize(
