@@ -30,11 +30,18 @@ def examine(implementation: Implementation, case: Case, where: Device, oracle: O
     oracle: the right answer to the case, needed where the check declares it.
     """
     posed = Posed(case, implementation, where, oracle)
-    reasons = implementation.unsupported_reasons(case.problem, where)
+    outcome = _outcome(posed)
+    # A fault of the device that comes late, or that a check took for a refusal, is this case's and not the next one's.
+    posed.synchronize()
+    return outcome
+
+
+def _outcome(posed: Posed) -> Outcome:
+    reasons = posed.implementation.unsupported_reasons(posed.problem, posed.where)
     try:
         if reasons:
             return _refusal(posed, "; ".join(reasons))
-        load(case.check)(posed)
+        load(posed.case.check)(posed)
     except Wrong as wrong:
         return Outcome(Verdict.FAIL, str(wrong), facts=wrong.facts)
     except Declined as declined:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from attnbench.harness.conform.case import Case
+from attnbench.harness.conform.posed import Posed
 from attnbench.harness.conform.verdict import Verdict
 from attnbench.harness.contract import Capabilities, Device, Prepared
 from attnbench.harness.masks import Mask
@@ -334,6 +335,34 @@ def test_what_is_declared_supported_may_not_raise(examine_on_cpu: Any) -> None:
     full = dataclasses.replace(TINY, mask=Mask.full())
     outcome = examine_on_cpu(Declines(_raise(NotImplementedError("not today"))), case(problem=full))
     assert (outcome.verdict, outcome.reason) == (Verdict.ERROR, "NotImplementedError: not today")
+
+
+class LosesTheDevice(Broken):
+    """Raises what a check takes for a refusal, and leaves the device in an error that stays."""
+
+    lost = False
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            self.lost = True
+            raise RuntimeError("no second derivatives")
+
+        return Prepared(attend)
+
+
+def test_a_device_that_is_lost_is_the_fault_of_the_case_that_lost_it(
+    examine_on_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert examine_on_cpu(LosesTheDevice(), case("double_backward")).verdict is Verdict.PASS
+
+    def synchronize(posed: Posed) -> None:
+        if posed.implementation.lost:  # type: ignore[attr-defined]
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Posed, "synchronize", synchronize)
+    outcome = examine_on_cpu(LosesTheDevice(), case("double_backward"))
+    assert outcome.verdict is Verdict.ERROR
+    assert "illegal memory access" in outcome.reason
 
 
 class Aligned(Broken):
