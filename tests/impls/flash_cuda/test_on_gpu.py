@@ -115,6 +115,26 @@ def test_few_queries(make, errors, seqlen_q, seqlen_k, heads, kv_heads, batch, h
     assert errors(list(got), reference[:2], eager[:2]) == []
 
 
+@pytest.mark.parametrize("size", [(128, 128), (64, 192)], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("band", [{}, {"left": 200, "right": 30}], ids=str)
+def test_gradients_by_block_lists(make, wrong, head_dim, band, size):
+    seqlen_q, seqlen_k = 1000, 1100
+    blocks = torch.rand(1, 4, -(-seqlen_q // size[0]), -(-seqlen_k // size[1]), device="cuda") < 0.5
+    blocks[..., 0, :] = blocks[..., :, 1] = False
+    full = blocks & (torch.rand(blocks.shape, device="cuda") < 0.5)
+
+    def elements(matrix):
+        grown = matrix.repeat_interleave(size[0], -2).repeat_interleave(size[1], -1)
+        return grown[..., :seqlen_q, :seqlen_k]
+
+    problem = make(seqlen_q, seqlen_k, 4, 2, head_dim, batch=2, dtype=BF16, **band)
+    problem.visible = problem.visible & elements(blocks) | elements(full)
+    mask = BlockMask.from_dense(blocks, size, full=full)
+    window = (band.get("left"), band.get("right"))
+    assert wrong(problem, flash_attention, block_mask=mask, window=window) == []
+
+
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_gradients_with_dropout(make, wrong, monkeypatch, head_dim, p):

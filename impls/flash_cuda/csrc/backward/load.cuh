@@ -1,4 +1,5 @@
-// The loading threads of a backward block: one draws tiles of keys, the other walks the queries that see them.
+// The loading threads of a backward block: one draws tiles of keys, another walks the queries that see them; lists of
+// blocks are walked for it by a third.
 #pragma once
 #include "backward/plan.cuh"
 #include "ptx/sync.cuh"
