@@ -36,6 +36,10 @@ ROWS = (16, 32, 64, 128)
 KEYS = (16, 32, 64, 128)
 WARPS = (4, 8)
 STAGES = (1, 2, 3, 4)
+HOPPER_FORWARDS = {64: (2, 3), 128: (2, 3), 256: (2,)}
+"""Consumers by head_dim: ptxas gives up on three at 256."""
+HOPPER_BACKWARDS = {64: ((64, 2), (64, 3)), 128: ((64, 2), (64, 3)), 256: ((64, 2), (32, 2))}
+"""(query rows, stages) by head_dim: what compiles for sm_90a. To 128 the fused kernel multiplies 64 rows at once."""
 REGISTERS = 224
 """Accumulators of a thread beyond which a tile would spill for certain: 255 less what addresses and rows take."""
 
@@ -89,7 +93,9 @@ def forward_space(device: Device, shape: Shape) -> list[ForwardConfig]:
     unasked = forward_config(device, shape)
     portable = replace(unasked, hopper=None)
     found = [unasked, portable]
-    found += [replace(portable, tile=tile) for tile in _tiles(device, shape, unasked.tile)]
+    few = unasked.tile.block_m < 64  # the rules see to it that a tile is no taller than the queries
+    tiles = [tile for tile in _tiles(device, shape, unasked.tile) if (tile.block_m < 64) == few]
+    found += [replace(portable, tile=tile) for tile in tiles]
     if unasked.splits > 1:
         found += [replace(portable, splits=splits) for splits in _near(unasked.splits)]
     elif unasked.hopper or specialisable(device, shape):
@@ -115,8 +121,7 @@ def _tiles(device: Device, shape: Shape, unasked: Tile) -> list[Tile]:
     """Tiles that may fit a multiprocessor, by how many words they differ in from the one chosen unasked."""
     with_tma = (False, True) if shape.tma_able and device.capability[0] >= 9 else (False,)
     every = {fit(Tile(*words), shape) for words in itertools.product(ROWS, KEYS, WARPS, STAGES, with_tma)}
-    # A tile of fewer rows than dropout patches or than there are queries is what the rules see to.
-    fitting = [t for t in every if _fits(device, shape, t) and (unasked.block_m >= 64) == (t.block_m >= 64)]
+    fitting = [tile for tile in every if _fits(device, shape, tile)]
     return sorted(fitting, key=lambda tile: (_distance(tile, unasked), str(tile)))
 
 
@@ -139,21 +144,19 @@ def _near(splits: int) -> Iterator[int]:
 
 
 def _hopper_forwards(device: Device, shape: Shape) -> Iterator[Hopper]:
-    if shape.head_dim not in (64, 128, 256):
-        return
-    for consumers, keys, stages in itertools.product((2, 3), (64, 128, 32), (2, 3)):
+    consumers_of = HOPPER_FORWARDS.get(shape.head_dim, ())
+    for consumers, keys, stages in itertools.product(consumers_of, (64, 128, 32), (2, 3)):
         rows = 64 * consumers
-        bytes_ = (rows + 2 * stages * keys) * shape.head_dim * shape.itemsize
-        if bytes_ < device.smem and divide(shape, rows, keys):
+        shared = (rows + 2 * stages * keys) * shape.head_dim * shape.itemsize
+        if shared < device.smem and divide(shape, rows, keys):
             yield Hopper(consumers, keys, stages)
 
 
 def _hopper_backwards(device: Device, shape: Shape, deterministic: bool) -> Iterator[HopperBackward]:
     fused = shape.head_dim <= 128
-    applies = (
-        specialisable(device, shape) and shape.head_dim in (64, 128, 256) and not (fused and deterministic)
-    )
-    for rows, stages in itertools.product((64, 32), (2, 3, 1) if applies else ()):
+    if not specialisable(device, shape) or (fused and deterministic):
+        return
+    for rows, stages in HOPPER_BACKWARDS.get(shape.head_dim, ()):
         if divide(shape, rows, 128 if fused else 64):
             yield HopperBackward(rows, stages, fused)
 

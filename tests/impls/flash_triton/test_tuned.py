@@ -1,10 +1,12 @@
 """Measured choices in the place of rules: which calls go by them, and which tables are refused."""
 
+import contextlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from attnbench.harness.contract import TUNED_VARIABLE, Device
 from attnbench.harness.masks import Mask
@@ -141,3 +143,19 @@ def test_candidates_are_what_calls_then_do(make, wrong):
             with one.using():
                 assert wrong(make(70, 70, 2, right=0), flash_attention, causal=True) == []
     assert space.candidates(PROBLEM.with_direction("fwd_bwd"), Device("cpu"), False) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_the_nearest_candidates_of_a_gpu_are_right_or_do_not_fit(make, wrong, direction, head_dim):
+    """On a Hopper GPU the warp-specialised ones come first."""
+    posed = Problem(1, 2, 600, head_dim, dtype="bf16", mask=Mask.parse("causal"), direction=direction)
+    found = space.candidates(posed, Device("cuda"), False)[:8]
+    problem = make(600, 600, 2, head_dim=head_dim, dtype=torch.bfloat16, right=0)
+    fitting = 0
+    for one in found:
+        with one.using(), contextlib.suppress(OutOfResources):
+            assert wrong(problem, flash_attention, causal=True) == [], one.label
+            fitting += 1
+    assert fitting > 1
