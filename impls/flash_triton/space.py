@@ -93,13 +93,13 @@ def forward_space(device: Device, shape: Shape) -> list[ForwardConfig]:
     unasked = forward_config(device, shape)
     portable = replace(unasked, hopper=None)
     found = [unasked, portable]
+    if unasked.splits > 1:
+        found += [replace(portable, splits=splits) for splits in _near(unasked.splits)]
+    elif specialisable(device, shape):
+        found += [replace(unasked, hopper=hopper) for hopper in _hopper_forwards(device, shape)]
     few = unasked.tile.block_m < 64  # the rules see to it that a tile is no taller than the queries
     tiles = [tile for tile in _tiles(device, shape, unasked.tile) if (tile.block_m < 64) == few]
     found += [replace(portable, tile=tile) for tile in tiles]
-    if unasked.splits > 1:
-        found += [replace(portable, splits=splits) for splits in _near(unasked.splits)]
-    elif unasked.hopper or specialisable(device, shape):
-        found[2:2] = [replace(unasked, hopper=hopper) for hopper in _hopper_forwards(device, shape)]
     return list(dict.fromkeys(found))
 
 
@@ -109,11 +109,12 @@ def backward_space(device: Device, shape: Shape, deterministic: bool) -> list[Ba
     portable = replace(unasked, hopper=None)
     found = [unasked, portable]
     found += [replace(unasked, hopper=hopper) for hopper in _hopper_backwards(device, shape, deterministic)]
+    beside = portable if unasked.hopper and unasked.hopper.fused else unasked
     for dkdv, dq in itertools.zip_longest(
         _tiles(device, shape, unasked.dkdv), _tiles(device, shape, unasked.dq)
     ):
         found += [replace(portable, dkdv=dkdv)] if dkdv else []
-        found += [replace(portable, dq=dq)] if dq else []
+        found += [replace(beside, dq=dq)] if dq else []
     return list(dict.fromkeys(found))
 
 
@@ -126,10 +127,10 @@ def _tiles(device: Device, shape: Shape, unasked: Tile) -> list[Tile]:
 
 
 def _fits(device: Device, shape: Shape, tile: Tile) -> bool:
-    """Whether stages of keys and values lie in shared memory and accumulators in registers; the compiler has the last
-    word."""
-    dims = shape.block_d + shape.block_dv
-    shared = tile.stages * tile.block_n * dims * shape.itemsize
+    """Whether queries and the stages of keys and values lie in shared memory, which is what Triton takes for a forward,
+    and accumulators in registers; the compiler has the last word."""
+    staged = tile.stages * tile.block_n * (shape.block_d + shape.block_dv)
+    shared = (tile.block_m * shape.block_d + staged) * shape.itemsize
     registers = tile.block_m * (shape.block_dv + tile.block_n) / (32 * tile.warps)
     return shared <= device.smem and registers <= REGISTERS
 
