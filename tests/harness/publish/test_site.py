@@ -14,6 +14,7 @@ import pytest
 
 from attnbench.harness.publish.rows import PublishedRun
 from attnbench.harness.publish.site import write_site
+from attnbench.harness.run.errors import RunError
 
 pytestmark = pytest.mark.xdist_group("site")  # one site for all of them
 HOSTILE = "<script>alert(1)</script>"
@@ -134,5 +135,5 @@ def test_sites_of_equal_runs_are_equal(
 
 def test_a_folder_is_named_where_it_cannot_be_one(runs: list[PublishedRun], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(RunError, match="file: is not a folder"):
         write_site(runs, tmp_path / "file")
