@@ -48,7 +48,8 @@ class RunOptions:
     """devices: ``cpu`` or ``cuda:N`` each; groups are spread over them. output: the run's folder.
 
     time_limit_s: of one request to one worker (a preparation with its compilation, a judgement, a turn of samples).
-    hot: leave the L2 as the last call left it. cudagraph: time replays of a captured graph. command: as typed.
+    hot: leave the L2 as the last call, and the change of its inputs, left it. cudagraph: time replays of a captured
+    graph. command: as typed.
     energy: count joules over two seconds of calls a cell.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from attnbench.harness.cli import main
 from attnbench.harness.run.errors import Exit
 from attnbench.harness.run.suite import suite_names
 
@@ -78,3 +79,13 @@ def test_a_mistyped_command_exits_2(bench: Any) -> None:
     done = bench("lst")
     assert done.exit_code == Exit.USAGE
     assert "No such command" in done.stderr
+
+
+def test_an_interrupt_before_a_command_begins_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["attnbench.harness.cli.app"], "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == Exit.INTERRUPTED
