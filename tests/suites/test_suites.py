@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -16,8 +17,9 @@ def lengths(suite: Suite) -> set[int]:
     return {max(case.problem.seqlen_q, case.problem.seqlen_k) for case in suite.cases}
 
 
-def test_the_seven_suites_are_there() -> None:
-    assert suite_names() == ["decode", "fa1-paper", "gqa", "long-seq", "memory", "paper", "smoke"]
+def test_the_nine_suites_are_there() -> None:
+    names = ["block-sparse", "decode", "dropout", "fa1-paper", "gqa", "long-seq", "memory", "paper", "smoke"]
+    assert suite_names() == names
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -46,6 +48,22 @@ def test_smoke_holds_each_feature_once_and_little(kind: str) -> None:
     assert any(p.kv_heads < p.heads for p in problems)
     assert any(p.seqlen_q < p.seqlen_k for p in problems)
     assert max(p.seqlen_k for p in problems) <= (512 if kind == "cpu" else 2 * K)
+
+
+def test_block_sparse_poses_each_density_beside_the_dense_shape() -> None:
+    problems = [case.problem for case in load_suite("block-sparse", "cuda").cases]
+    shapes = {(p.head_dim, p.direction) for p in problems}
+    assert len(shapes) == 4
+    for head_dim, direction in shapes:
+        masks = [p.mask for p in problems if (p.head_dim, p.direction) == (head_dim, direction)]
+        found = {(mask.blocks.name, mask.blocks.density) if mask.blocks else "dense" for mask in masks}
+        assert found == {"dense", ("butterfly", 0.25), *(("random", density) for density in (0.5, 0.25, 0.1))}
+
+
+def test_dropout_poses_every_shape_with_and_without_it() -> None:
+    problems = [case.problem for case in load_suite("dropout", "cuda").cases]
+    without = {dataclasses.replace(p, dropout_p=0.0).key for p in problems if p.dropout_p == 0.1}
+    assert without == {p.key for p in problems if p.dropout_p == 0}
 
 
 def test_long_seq_holds_16k_tokens_then_one_sequence() -> None:
