@@ -19,7 +19,7 @@ Evaluate = Callable[..., list[int]]
 
 def compiler() -> str | None:
     """The C++ compiler here, None where there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
+    return shutil.which("g++")
 
 
 def compiler_required() -> bool:

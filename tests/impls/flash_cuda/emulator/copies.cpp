@@ -3,6 +3,7 @@
 // A copy in comes at a time that the scheduler draws; until then its place holds NaN and may not be touched. A copy out
 // reads shared memory as late as it may, when its thread waits for that, and is seen in global memory later still: when
 // its thread waits for that, or at a time that the scheduler draws.
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -181,6 +182,12 @@ void wait_stores_read(int pending) {
     give_way();
     auto& groups = current->store_groups;
     for (std::size_t i = 0; i + pending < groups.size(); ++i) read_group(*current->block, groups[i]);
+    // Those that are written too need no wait.
+    const auto done = [](const StoreGroup& group) {
+        return group.unread.empty() &&
+               std::all_of(group.unwritten.begin(), group.unwritten.end(), [](const Event& event) { return event->done; });
+    };
+    while (!groups.empty() && done(groups.front())) groups.pop_front();
     give_way();
 }
 

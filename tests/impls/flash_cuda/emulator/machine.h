@@ -61,6 +61,7 @@ void wait_stores_read(int pending);
 void wait_stores(int pending);
 
 // The tensor cores.
+float half_to_float(std::uint32_t bits);  // of fp16, in the lower half
 struct ProductKind {
     int n;
     bool bf16, a_in_registers, a_transposed, b_transposed;

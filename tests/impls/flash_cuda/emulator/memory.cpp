@@ -127,6 +127,8 @@ inline __attribute__((always_inline)) void seen(std::uintptr_t pointer, std::uin
         writes ? write_seen(region, address, bytes) : read_seen(region, address, bytes);
     } else if (pointer - fixed_begin < fixed_size) {
         current->pc = __builtin_return_address(0);
+        // There is one of it, while the launch's shared memory is each block's own.
+        if (machine.launch.resident > 1) fail("a variable declared __shared__, beside shared memory of the launch");
         Region& region = current->block->fixed;
         const Address address = region.address + static_cast<std::uint32_t>(pointer - fixed_begin);
         writes ? write_seen(region, address, bytes) : read_seen(region, address, bytes);

@@ -5,6 +5,7 @@
 // reads, registers and shared memory, is taken when it is started and compared when it is done: it belonged to the
 // tensor cores meanwhile. Each warp computes its own 16 rows of the 64, when it gets there.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "state.h"
@@ -21,20 +22,6 @@ float brain_to_float(std::uint16_t x) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
-}
-
-const float* halves_as_floats() {
-    static const auto table = [] {
-        std::vector<float> values(1 << 16);
-        for (std::uint32_t i = 0; i < values.size(); ++i) {
-            const auto bits = static_cast<std::uint16_t>(i);
-            _Float16 half;
-            std::memcpy(&half, &bits, sizeof half);
-            values[i] = half;
-        }
-        return values;
-    }();
-    return table.data();
 }
 
 /// A matrix descriptor taken apart; addresses and strides in bytes.
@@ -154,13 +141,12 @@ void compute(const Product& product, Warp& warp) {
             }
         }
     }
-    const float* halves = halves_as_floats();
     const auto widen = [&](std::vector<float>& to, const std::vector<std::uint16_t>& from) {
         to.resize(from.size());
         if (product.kind.bf16) {
             for (std::size_t i = 0; i < from.size(); ++i) to[i] = brain_to_float(from[i]);
         } else {
-            for (std::size_t i = 0; i < from.size(); ++i) to[i] = halves[from[i]];
+            for (std::size_t i = 0; i < from.size(); ++i) to[i] = half_to_float(from[i]);
         }
     };
     widen(a, a_tile);
@@ -201,6 +187,20 @@ void finish_until(Warp& warp, std::uint64_t end) {
 }
 
 }  // namespace
+
+float half_to_float(std::uint32_t bits) {
+    static const std::vector<float> table = [] {
+        std::vector<float> values(1 << 16);
+        for (std::uint32_t i = 0; i < values.size(); ++i) {
+            const std::uint32_t exponent = i >> 10 & 31, mantissa = i & 1023;
+            float value = std::ldexp(static_cast<float>(exponent ? mantissa + 1024 : mantissa), exponent ? static_cast<int>(exponent) - 25 : -24);
+            if (exponent == 31) value = mantissa ? NAN : INFINITY;
+            values[i] = i >> 15 ? -value : value;
+        }
+        return values;
+    }();
+    return table[bits & 0xFFFF];
+}
 
 void begin_products() {
     CALLED;

@@ -274,6 +274,7 @@ void happen_now(const Event& event) {
     Fiber* const running = current;
     current = nullptr;
     kept->act();
+    kept->act = nullptr;  // and what it holds
     current = running;
 }
 

@@ -27,7 +27,11 @@ DEVICE u32 rounded(BF16, float x) {
 }
 DEVICE u32 rounded(FP16, float x) {
     if (x != x) return 0x7FFF;
-    return bits_as<unsigned short>(static_cast<_Float16>(x));
+    const u32 bits = __float_as_uint(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    const float size = __uint_as_float(magnitude);
+    if (size >= 65520.f) return sign | 0x7C00;
+    if (size < 0x1p-14f) return sign | static_cast<u32>(std::nearbyint(size * 0x1p24f));  // denormal
+    return sign | (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13;
 }
 
 template <class T>
@@ -71,8 +75,8 @@ __device__ __forceinline__ void unpack<BF16>(u32 pair, float& low, float& high) 
 
 template <>
 __device__ __forceinline__ void unpack<FP16>(u32 pair, float& low, float& high) {
-    low = bits_as<_Float16>(static_cast<unsigned short>(pair));
-    high = bits_as<_Float16>(static_cast<unsigned short>(pair >> 16));
+    low = ::emulator::half_to_float(pair);
+    high = ::emulator::half_to_float(pair >> 16);
 }
 
 }  // namespace ptx
