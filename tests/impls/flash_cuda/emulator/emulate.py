@@ -66,9 +66,13 @@ class EmulationError(RuntimeError):
     """What the machine found wrong: a race, a missing wait or fence, an address out of bounds, a deadlock."""
 
 
-def compiler() -> str | None:
-    """The compiler, None where there is none. The machine answers what g++ asks of a sanitizer, and no other."""
-    return shutil.which("g++")
+@functools.cache
+def compiler() -> str:
+    """The compiler. The machine answers what g++ asks of a sanitizer, and no other."""
+    found = shutil.which("g++")
+    if found is None:
+        raise EmulationError("g++ compiles the kernels for the host, and is not here")
+    return found
 
 
 @functools.cache
