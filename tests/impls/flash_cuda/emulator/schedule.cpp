@@ -142,9 +142,8 @@ bool land_event() {
     return true;
 }
 
-/// Whether threads that look at memory again and again were given another look.
-bool wake_pollers(bool hopeful) {
-    if (!hopeful) return false;
+/// Whether there are threads that look at memory again and again; they get another look.
+bool wake_pollers() {
     bool any = false;
     for (auto& block : machine.blocks) {
         for (Fiber& fiber : block->fibers) {
@@ -187,14 +186,14 @@ void run_blocks() {
         }
         if (machine.blocks.empty()) break;
         if (machine.haste && machine.draw(machine.haste) == 0) land_event();
-        if (machine.draw(256) == 0) wake_pollers(true);
+        if (machine.draw(256) == 0) wake_pollers();
         Fiber* next = choose();
         if (!next) {
             if (land_event()) continue;
             // Nothing can happen unless a poller sees something new; one may need several looks.
             idle = machine.progress ? 0 : idle + 1;
             machine.progress = false;
-            if (!wake_pollers(idle < 100)) report_deadlock();
+            if (idle == 100 || !wake_pollers()) report_deadlock();
             continue;
         }
         resume(*next);
