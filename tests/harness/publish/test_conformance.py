@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.records import Recorder
@@ -15,6 +16,7 @@ from attnbench.harness.problem import Problem
 from attnbench.harness.publish import conformance
 from attnbench.harness.publish.rows import PublishedRun
 from attnbench.harness.publish.site import pages
+from attnbench.harness.run.errors import Exit
 
 HOSTILE = "<b onclick=alert(1)>"
 CASES = [
@@ -72,6 +74,20 @@ def test_the_latest_finding_of_a_case_counts(record: Any, monkeypatch: pytest.Mo
         (found,) = conformance.load(order)
         assert found.tallies["bad"][0].text == "2 of 2"
         assert found.tallies["good"][0].text == "2 of 2"
+
+
+def test_findings_that_cannot_be_read_are_told_when_they_are_published(
+    record: Any, folders: list[Path], bench: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = record("run", FIRST)
+    with (run / "findings-good.jsonl").open("a") as file:
+        file.write("rubbish\n")
+    (found,) = conformance.load([run])
+    assert [len(told) for told in found.problems.values()] == [1]
+    done = bench("publish", folders[0], run, "--site", tmp_path / "site")
+    assert done.exit_code == Exit.OK, done.stderr
+    line = f"{run}: left out: findings-good.jsonl:4: the line is torn: it does not end in a checksum"
+    assert line in done.stderr.splitlines()
 
 
 def test_the_page_shows_them_with_reason_why_and_issue(record: Any, runs: list[PublishedRun]) -> None:
