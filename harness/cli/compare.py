@@ -87,6 +87,9 @@ def _notes(a: Run, b: Run) -> list[str]:
         one, other = a.environment.get(name), b.environment.get(name)
         if one != other:
             found.append(f"note: {name} is {one} in A and {other} in B")
+    for impl_side, run in (("A", a), ("B", b)):
+        if any(cell.timing and not cell.timing.renewed for cell in run.cells):
+            found.append(f"note: in {impl_side} timed calls came back to inputs that they had had before")
     devices = [{str(d.get("name")) for d in r.environment.get("devices") or []} for r in (a, b)]
     if devices[0] != devices[1]:
         found.append(f"note: A ran on {', '.join(sorted(devices[0]))}, B on {', '.join(sorted(devices[1]))}")

@@ -10,10 +10,10 @@ import torch
 from attnbench.harness import registry
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.examine import Outcome, examine
-from attnbench.harness.conform.graph import CaptureFailed
 from attnbench.harness.conform.reproducer import source
 from attnbench.harness.conform.verdict import Verdict
 from attnbench.harness.contract import Implementation
+from attnbench.harness.measure.capture import CaptureFailed
 from attnbench.harness.oracle.judge import Oracle
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.solver import device_of

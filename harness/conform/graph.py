@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import gc
+from functools import partial
 
 import torch
 
 from attnbench.harness.conform.posed import Posed, Tensors
+from attnbench.harness.measure.capture import record
 from attnbench.harness.oracle.inputs import Inputs
-
-WARM_UPS = 3
-"""As many as torch's make_graphed_callables makes: what is compiled, loaded or planned late is there by then."""
-
-
-class CaptureFailed(Exception):
-    """A capture that raised, for the reason that is its cause. The process is of no further use: torch leaves its
-    current stream, and its generators, in a capture that never ends (pytorch#171263)."""
 
 
 class Captured:
@@ -24,24 +17,7 @@ class Captured:
     def __init__(self, posed: Posed, inputs: Inputs, dout: torch.Tensor | None) -> None:
         self._leaves = posed.leaves(inputs)
         self._dout = dout
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._step(posed)
-        torch.cuda.current_stream().wait_stream(stream)
-        gc.collect()  # what dies in a cycle is given back before the capture, not in it
-        self._graph = torch.cuda.CUDAGraph()
-        first: Exception | None = None  # the end of a capture that failed raises as well, and says less
-        try:
-            with torch.cuda.graph(self._graph):
-                try:
-                    self._results = self._step(posed)
-                except Exception as error:
-                    first = error
-                    raise
-        except Exception as error:  # noqa: BLE001 - what an implementation does in a capture may raise anything
-            raise CaptureFailed("cannot be captured in a CUDA graph") from first or error
+        self._graph, self._results = record(lambda: partial(self._step, posed))
 
     def _step(self, posed: Posed) -> Tensors:
         if self._dout is None:

@@ -205,22 +205,3 @@ def warm_up(
         if len(last) == 3 and max(last) - min(last) <= settle * min(last):
             break
     return len(times), times[-1]
-
-
-def capture(call: Call) -> Call:
-    """``call`` recorded into a CUDA graph; the returned call replays it and returns the recorded result."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return result
-
-    return replay

@@ -83,8 +83,12 @@ def _timed_calls_checked(row: Timed) -> tuple[State, str]:
 
 
 def _fresh_inputs(row: Timed) -> tuple[State, str]:
-    """No timed call had inputs that a call before it had; in older records, none had those of the call just before."""
+    """No timed call had inputs that a call before it had (``bwd``: no dout, over a graph that is kept); in older
+    records, none had those of the call just before.
+    """
     sets = row.timing.inputs
+    if row.timing.renewed and row.cell.problem.direction == "bwd":
+        return "held", f"{sets} graph{'s' * (sets != 1)} of a forward, dout changed after every call"
     if row.timing.renewed:
         return "held", f"{sets} set{'s' * (sets != 1)} of inputs, changed after every call: none came twice"
     if sets is None:

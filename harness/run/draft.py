@@ -100,7 +100,8 @@ def _warnings(draft: Draft) -> list[str]:
     turns, found = draft.turns, [OWN_MASK] if draft.problem.dropout_p else []
     if unheld := sum(not turn["held"] for turn in turns):
         why = (
-            "the stream could not be held (the call synchronises or allocates): host time is in these samples"
+            "the stream could not be held (the call synchronises, allocates, or launches more than the driver queues): "
+            "host time is in these samples"
         )
         found.append(f"in {unheld} of {len(turns)} rounds {why}")
     if draft.no_energy:

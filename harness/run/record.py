@@ -86,7 +86,8 @@ class Timing:
     unheld: samples thrown away because the stream could not be held until all launches were queued.
     checked: timed calls whose own outputs were compared with the oracle after the round.
     inputs: sets of inputs that the timed calls rotated through; renewed: whether each set was changed after every call,
-    so that no two calls had the same inputs; None in records that do not say.
+    so that no two calls had the same inputs; None in records that do not say. Of a ``bwd`` call dout alone is changed:
+    it goes back over the graph of a forward that was run once, and what that kept may be used again.
     """
 
     rounds: list[list[float]]

@@ -6,15 +6,18 @@ import dataclasses
 import math
 import random
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from attnbench.harness import registry
 from attnbench.harness.contract import Device, Implementation, Prepared
+from attnbench.harness.measure.capture import CaptureFailed, replaying
 from attnbench.harness.measure.clocks import ClockReader
 from attnbench.harness.measure.energy import energy_of
 from attnbench.harness.measure.memory import MIB, Peak, held_mib, peak_of, reserve
@@ -24,7 +27,6 @@ from attnbench.harness.measure.timing import (
     CacheFlush,
     Call,
     Turn,
-    capture,
     first_hold_ms,
     take_turn,
     warm_up,
@@ -58,6 +60,9 @@ class Timed:
     def once(self) -> None:
         """One call that is no sample."""
         self.call()
+        device = self.renewed.inputs.q.device
+        if device.type == "cuda":  # a call may leave another stream current
+            torch.cuda.set_stream(torch.cuda.default_stream(device))
         self.renewed.renew()
 
 
@@ -212,7 +217,23 @@ class Solver:
     def do_turn(
         self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str, keep_memory: bool
     ) -> Message:
-        """Samples for one round, and the judgement of one of the timed calls' own outputs, chosen at random."""
+        """Samples for one round, and the judgement of one of the timed calls' own outputs, chosen at random.
+
+        A turn that raises gives its memory back: the next implementation's must not run out of it.
+        """
+        try:
+            reply = self._turn(problem, probes, samples, turn_ms, mode)
+        except CaptureFailed:  # nothing of torch's allocator may be touched any more
+            raise
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the results
+            self.do_release()
+            raise
+        if not keep_memory:
+            self.do_release()
+        return reply
+
+    def _turn(self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str) -> Message:
         posed = self._problem(problem)
         warmup_calls = self._warm_up(posed, len(probes), graph="graph" in mode)
         turn, slot = self._take_turn(posed, len(probes), samples, turn_ms, mode)
@@ -221,7 +242,7 @@ class Solver:
             _refuse_unfinished(turn.kept, seen.results)
         probe = self._probe(posed, probes[slot], slot, seen.symmetry)
         judgement = _judged(probe, _named(posed, seen.results)) if probe else None
-        reply = {
+        return {
             "ms": turn.ms,
             "host_us": sorted(turn.host_us)[len(turn.host_us) // 2] if turn.host_us else None,
             "held": turn.held,
@@ -232,10 +253,6 @@ class Solver:
             "renewed": True,
             "judgement": to_plain(judgement),
         }
-        del turn, seen
-        if not keep_memory:
-            self.do_release()
-        return reply
 
     def _take_turn(
         self, problem: Problem, slots: int, samples: int, turn_ms: float, mode: str
@@ -346,8 +363,8 @@ class Solver:
             renewed = Renewed(problem, inputs, slot_seed(self._plan_open, slot))
             if problem.dropout_p:
                 self._subject.states[slot] = GeneratorState.now(self._device)
-            call = make_call(problem, self._prepared[problem.key], inputs, again=True)
-            self._subject.timed[slot] = Timed(capture(call) if graph else call, renewed)
+            make = partial(make_call, problem, self._prepared[problem.key], inputs, again=True)
+            self._subject.timed[slot] = Timed(replaying(make) if graph else make(), renewed)
         return self._subject.timed[slot]
 
     def _probe(self, problem: Problem, path: str, slot: int, symmetry: Symmetry) -> Oracle | None:

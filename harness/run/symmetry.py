@@ -67,8 +67,10 @@ class Symmetry:
         return dataclasses.replace(oracle, tensors=found)
 
     def _change(self, x: torch.Tensor, signs: torch.Tensor, group: int) -> None:
-        # Through a copy only where planes move; with out=, as with any other write, x counts as another version.
-        torch.mul(x.roll(self._shift(group), PLANES) if any(self.shift) else x, signs, out=x)
+        # Through a copy only where planes move, one for each dimension in which they do; with out=, as with any other
+        # write, x counts as another version.
+        moved = [(by, plane) for by, plane in zip(self._shift(group), PLANES, strict=True) if by]
+        torch.mul(x.roll(*zip(*moved, strict=True)) if moved else x, signs, out=x)
 
     def _shift(self, group: int) -> tuple[int, int]:
         return self.shift[0], self.shift[1] * group

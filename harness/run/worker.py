@@ -73,7 +73,7 @@ def failure(error: BaseException) -> Message:
         "status": _status_of(error),
         "reason": _one_line(error, first_line),
         "evidence": "" if isinstance(error, Refusal) else evidence(text),
-        "fatal": _device_is_lost(),
+        "fatal": getattr(error, "fatal", False) or _device_is_lost(),
     }
 
 

@@ -22,11 +22,11 @@ from attnbench.harness.conform import examiner as examiners
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.checks import load
 from attnbench.harness.conform.examiner import Examiner
-from attnbench.harness.conform.graph import CaptureFailed
 from attnbench.harness.conform.posed import Posed, Wrong
 from attnbench.harness.conform.referee import solve
 from attnbench.harness.contract import Device, Implementation, Prepared
 from attnbench.harness.masks import Mask
+from attnbench.harness.measure.capture import WARM_UPS, CaptureFailed, record
 from attnbench.harness.problem import DIRECTIONS, Direction, Problem
 from attnbench.impls.standard import Standard
 from attnbench.impls.tiled import fa2
@@ -89,9 +89,11 @@ class Capture:
     """Stands in for torch.cuda.graph. ends_badly: an error that ends a capture in which something raised, as CUDA's."""
 
     ends_badly = "CUDA error: operation failed due to a previous error during capture"
+    streams: list[Stream] = []  # noqa: RUF012 - one for all: on which captures were made
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, stream: Stream) -> None:
         self._graph = graph
+        self.streams.append(stream)
 
     def __enter__(self) -> None:
         self._graph.recording.__enter__()
@@ -224,6 +226,18 @@ def test_a_seed_that_stays_in_the_graph_is_seen(direction: Direction) -> None:
     put(SeedOnTheHost(), case("dropout_agrees", direction, 0.3))
     with pytest.raises(Wrong, match="two replays of a CUDA graph drop the same weights"):
         put(SeedOnTheHost(), case("dropout_graphs", direction, 0.3))
+
+
+def test_what_is_recorded_is_made_and_warmed_up_on_the_stream_of_the_recording() -> None:
+    seen: list[list[Stream]] = []
+
+    def make() -> Any:
+        seen.append(list(Stream.on))
+        return lambda: seen.append(list(Stream.on))
+
+    record(make)
+    assert len(seen) == 1 + WARM_UPS + 1
+    assert all(on == [Capture.streams[-1]] for on in seen[: 1 + WARM_UPS])
 
 
 def test_a_capture_that_fails_tells_its_first_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from attnbench.harness.problem import Direction, Problem
 from attnbench.harness.run import slots, solver
 from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.record import Status
 from attnbench.harness.run.referee import Referee
 from attnbench.harness.run.solver import Solver
+from attnbench.harness.run.worker import Refusal
 
 DIRECTIONS: tuple[Direction, ...] = ("fwd", "bwd", "fwd_bwd")
 
@@ -128,3 +131,27 @@ def test_a_long_call_is_made_once_a_round_and_not_warmed_up(
             turn = made.do_turn(problem.key, answers["probes"], 1, 20.0, "cold", keep_memory=keep)
             assert (len(turn["ms"]), turn["warmup_calls"], turn["held"]) == (1, 0, True)
             assert all(tensor["ok"] for tensor in turn["judgement"]["tensors"].values())
+
+
+def test_a_turn_that_raises_gives_its_memory_back(
+    ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def refuse(results: Any, _: Any) -> None:
+        held.extend(map(weakref.ref, results))
+        raise Refusal(Status.INCORRECT, "planted")
+
+    def release() -> dict[str, Any]:
+        alive.append([result() is not None for result in held])
+        return given_back()
+
+    alive: list[list[bool]] = []
+    given_back = ready.do_release
+    monkeypatch.setattr(solver, "_refuse_unfinished", refuse)
+    monkeypatch.setattr(ready, "do_release", release)
+    with pytest.raises(Refusal, match="planted"):
+        ready.do_turn(plan().problems[0].key, oracle["probes"], 2, 100.0, "cold", keep_memory=True)
+    assert ready._subject is None
+    assert held
+    assert alive[-1] == [False] * len(held)  # the traceback does not hold them when memory is given back

@@ -7,6 +7,7 @@ import socket
 import weakref
 from pathlib import Path
 
+from attnbench.harness.measure.capture import CaptureFailed
 from attnbench.harness.run.channel import Channel, Message
 from attnbench.harness.run.process import Worker
 from attnbench.harness.run.worker import failure, serve
@@ -62,3 +63,8 @@ def test_a_torch_that_does_not_import_is_an_error_and_no_word_of_the_plugin_s(tm
     assert (reply["ok"], reply["status"]) == (False, "ERROR")
     assert reply["reason"].startswith("ImportError: libcudart.so.13")
     assert "torch.py" in reply["evidence"]
+
+
+def test_a_process_whose_capture_failed_is_of_no_further_use() -> None:
+    assert failure(CaptureFailed("cannot be captured in a CUDA graph: why"))["fatal"]
+    assert not failure(RuntimeError("why"))["fatal"]
