@@ -5,6 +5,7 @@ The implementations live in this process. Work takes a sleep, so a sample shorte
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -116,8 +117,9 @@ class Lazy(torch.Tensor):
 
 class AnswersWhenAsked(Cheat):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        operands = q.clone(), k.clone(), v.clone()  # which may be others by then
         lazy = torch.empty_like(q).as_subclass(Lazy)
-        lazy.work = lambda: self.out(q, k, v)  # type: ignore[attr-defined]
+        lazy.work = functools.cache(lambda: self.out(*operands))  # type: ignore[attr-defined]
         return lazy
 
 
