@@ -103,7 +103,7 @@ def conform(
 
     def take(finding: Finding) -> None:
         recorder.append(finding)
-        if finding.failed and not quiet:
+        if (finding.failed or not finding.asked) and not quiet:
             typer.echo(_line(finding), err=True)
 
     with Examination(where, cases, time_limit_s=time_limit) as examination:
@@ -129,11 +129,14 @@ def conform(
 
 
 def exit_code(recorded: Recorded) -> Exit:
-    """1 where something failed, 130 where something was not examined, 3 where not one case was answered."""
+    """1 where something failed, else 5 where a fault of the machine kept a case from being examined, 130 where anything
+    else did, 3 where not one case was answered."""
     from attnbench.harness.conform.verdict import Verdict
 
     if any(finding.failed for finding in recorded.findings):
         return Exit.CELLS
+    if recorded.faults:
+        return Exit.MACHINE
     if recorded.unexamined:
         return Exit.INTERRUPTED
     passed = any(finding.verdict is Verdict.PASS for finding in recorded.findings)
@@ -206,6 +209,7 @@ def _print(recorded: Recorded, code: Exit, *, as_json: bool) -> None:
         "bounds": {total.impl: _bound(total) for total in found if total.answered},
         "failures": [finding.to_json() for finding in recorded.findings if finding.failed],
         "not_examined": recorded.unexamined,
+        "machine_faults": [[*pair, why] for pair, why in recorded.faults.items()],
         "exit_code": int(code),
         "files": files,
     }
@@ -222,7 +226,7 @@ def _shrunk_line(one: Reproducer) -> str:
 
 
 def _line(finding: Finding) -> str:
-    return f"{finding.verdict} {finding.impl} {finding.case}: {finding.reason}"
+    return f"{finding.word} {finding.impl} {finding.case}: {finding.reason}"
 
 
 def _listed(cases: Iterable[Case]) -> Iterable[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.records import Recorded
-from attnbench.harness.conform.verdict import FAILURES, Finding, Verdict
+from attnbench.harness.conform.verdict import FAILURES, NOT_EXAMINED, Finding, Verdict
 from attnbench.harness.problem import DTYPES, Problem
 
 MOST_REASONS = 3
@@ -222,7 +222,7 @@ class Total:
     @property
     def words(self) -> list[str]:
         """``7 PASS``, ``1 FAIL``, ``2 NOT EXAMINED``, and the bound."""
-        counts = {**self.verdicts, "NOT EXAMINED": self.unexamined}
+        counts = {**self.verdicts, NOT_EXAMINED: self.unexamined}
         found = [f"{count} {verdict}" for verdict, count in sorted(counts.items()) if count]
         if self.answered:
             found.append(

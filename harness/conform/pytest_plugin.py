@@ -111,8 +111,8 @@ class CaseItem(pytest.Item):
         from attnbench.harness.conform.verdict import Verdict
 
         finding = examination(self.session).examine(self.impl, self.case)
-        self.user_properties.append(("verdict", str(finding.verdict)))
-        if finding.failed:
+        self.user_properties.append(("verdict", finding.word))
+        if finding.failed or not finding.asked:  # a fault of the machine is not to look like a skip
             raise NotConformingError(finding)
         if finding.verdict is not Verdict.PASS:
             pytest.skip(f"{finding.verdict}: {finding.reason}")
@@ -121,7 +121,7 @@ class CaseItem(pytest.Item):
         if not isinstance(excinfo.value, NotConformingError):
             return str(super().repr_failure(excinfo))
         finding = excinfo.value.finding
-        lines = [f"{finding.verdict}: {finding.impl}: {finding.reason}", f"case: {self.case.id}"]
+        lines = [f"{finding.word}: {finding.impl}: {finding.reason}", f"case: {self.case.id}"]
         lines += [f"why: {self.case.why}", *(f"cites: {cite}" for cite in self.case.cites), finding.evidence]
         return "\n".join(line for line in lines if line)
 
@@ -130,7 +130,7 @@ class CaseItem(pytest.Item):
 
 
 class NotConformingError(Exception):
-    """Carries a finding that failed to the report."""
+    """Carries a finding that failed, or that the machine kept from being made, to the report."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.reason)

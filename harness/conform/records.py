@@ -2,7 +2,8 @@
 one sealed line a case), ``reproducers.json`` and ``environment.json``.
 
 A file an implementation keeps each below 2 MiB, and lets runs of different machines lie in one folder. A pair of an
-implementation and a case without a finding was not examined: nothing is written for it, and nothing is claimed.
+implementation and a case without a finding was not examined: nothing is claimed of it. A fault of the machine that kept
+it from being asked is written in the place of a finding; otherwise nothing is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ REPRODUCERS = "reproducers.json"
 @dataclass(frozen=True)
 class Recorded:
     """cases by id; impls that they are put to; findings of them, the last of each pair; problems: one line for each
-    line that could not be read; reproducers: what failures shrank to, as ``Reproducer.to_json`` has it."""
+    line that could not be read; reproducers: what failures shrank to, as ``Reproducer.to_json`` has it; faults: of the
+    machine, for which a pair without a finding was not asked, in one line each."""
 
     folder: Path
     cases: dict[str, Case]
@@ -36,16 +38,17 @@ class Recorded:
     environment: dict[str, Any]
     problems: list[str] = field(default_factory=list)
     reproducers: list[dict[str, Any]] = field(default_factory=list)
+    faults: dict[Pair, str] = field(default_factory=dict)
 
     @property
     def found(self) -> set[Pair]:
-        """Pairs that need not be asked again; those that were not asked at all, for a fault of the machine, need."""
-        return {finding.pair for finding in self.findings if finding.asked}
+        """Pairs that need not be asked again."""
+        return {finding.pair for finding in self.findings}
 
     @property
     def unexamined(self) -> list[Pair]:
         """Pairs without a finding, in the order of the implementations and cases."""
-        found = {finding.pair for finding in self.findings}
+        found = self.found
         return [(impl, case) for impl in self.impls for case in self.cases if (impl, case) not in found]
 
 
@@ -124,6 +127,7 @@ def read(folder: Path) -> Recorded:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder}/{CASES} cannot be read: {error}") from None
     found: dict[Pair, Finding] = {}
+    faults: dict[Pair, str] = {}
     problems = []
     for path in sorted(folder.glob("findings-*.jsonl")):
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
@@ -131,11 +135,15 @@ def read(folder: Path) -> Recorded:
                 finding = _finding(line, cases)
             except RecordError as error:
                 problems.append(f"{path.name}:{number}: {error}")
-            else:
+                continue
+            if finding.asked:
                 found[finding.pair] = finding
+            else:
+                faults[finding.pair] = finding.reason
     # Runs of before resuming do not say whom they asked.
-    impls = document.get("impls") or dict.fromkeys(impl for impl, _ in found)
-    return Recorded(folder, cases, tuple(impls), list(found.values()), described, problems, reproducers)
+    impls = document.get("impls") or dict.fromkeys(impl for impl, _ in [*found, *faults])
+    left = {pair: why for pair, why in faults.items() if pair not in found}
+    return Recorded(folder, cases, tuple(impls), list(found.values()), described, problems, reproducers, left)
 
 
 def _finding(line: str, cases: Collection[str]) -> Finding:

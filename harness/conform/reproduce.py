@@ -58,7 +58,7 @@ def worst_first(
     """At most ``most`` failures of each implementation, one a named case, in the order found."""
     chosen: dict[tuple[str, str], tuple[Finding, Case]] = {}
     for finding in findings:
-        if finding.failed and finding.asked:
+        if finding.failed:
             case = by_id[finding.case]
             chosen.setdefault((finding.impl, f"{case.suite}/{case.name}"), (finding, case))
     taken: dict[str, int] = {}

@@ -31,6 +31,8 @@ FAILURES = (Verdict.FAIL, Verdict.TIMEOUT, Verdict.CRASHED, Verdict.ERROR)
 
 NOT_ASKED = {"asked": False}
 """Facts of a finding that says nothing of the implementation."""
+NOT_EXAMINED = "NOT EXAMINED"
+"""In the place of a verdict, where there is none to be had of the implementation."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,18 @@ class Finding:
 
     @property
     def failed(self) -> bool:
-        return self.verdict in FAILURES
+        """Whether the implementation did; not where the machine was at fault."""
+        return self.asked and self.verdict in FAILURES
 
     @property
     def asked(self) -> bool:
         """Whether the case was put to the implementation; where its worker did not start, or the referee had no right
         answer, it was not, and the machine is at fault."""
         return bool(self.facts.get("asked", True))
+
+    @property
+    def word(self) -> str:
+        return str(self.verdict) if self.asked else NOT_EXAMINED
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "kind": "finding"} | dataclasses.asdict(self)

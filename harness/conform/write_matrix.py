@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -11,7 +11,7 @@ from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.matrix import tables, totals
 from attnbench.harness.conform.records import Recorded
 from attnbench.harness.conform.reproduce import FOLDER
-from attnbench.harness.conform.verdict import Finding, Pair
+from attnbench.harness.conform.verdict import Finding
 from attnbench.harness.report.escape import markdown_escape
 from attnbench.harness.run.errors import Exit, RunError
 
@@ -32,7 +32,7 @@ def write_matrix(runs: Sequence[Recorded], folder: Path) -> list[Path]:
         "tables": tables(runs),
         "totals": totals(runs),
         "failures": [failure for run in runs for failure in _failures(run)],
-        "unexamined": _by_implementation(pair for run in runs for pair in run.unexamined),
+        "unexamined": [unexamined for run in runs for unexamined in _unexamined(run)],
         "runs": [run.folder.name for run in runs],
         "folder": FOLDER,
     }
@@ -53,11 +53,13 @@ def _failures(run: Recorded) -> list[tuple[Finding, Case, str]]:
     return [(f, run.cases[f.case], scripts.get(f.pair) or "") for f in run.findings if f.failed]
 
 
-def _by_implementation(pairs: Iterable[Pair]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for impl, case in pairs:
-        found.setdefault(impl, []).append(case)
-    return found
+def _unexamined(run: Recorded) -> list[tuple[str, str, list[str]]]:
+    """(implementation, the machine's fault or empty, cases), for those of an implementation that have that reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for pair in run.unexamined:
+        impl, case = pair
+        found.setdefault((impl, run.faults.get(pair, "")), []).append(case)
+    return [(impl, why, cases) for (impl, why), cases in found.items()]
 
 
 def _cut(text: str) -> str:

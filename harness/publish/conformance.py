@@ -15,12 +15,13 @@ from attnbench.harness.publish.devices import device_title
 
 @dataclass
 class Tally:
-    """One implementation in one suite: how many cases ended in which verdict, those that failed, and how many no run
-    came to."""
+    """One implementation in one suite: how many cases ended in which verdict, those that failed, how many were not
+    examined, and of these how many for which fault of the machine."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     failures: list[Finding] = field(default_factory=list)
     unexamined: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
 
     @property
     def failed(self) -> int:
@@ -51,7 +52,9 @@ class Tally:
 
     @property
     def told(self) -> str:
-        return ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.verdicts.items()))
+        words = [f"{count} {verdict}" for verdict, count in sorted(self.verdicts.items())]
+        words += [f"{count} not examined, the machine at fault: {why}" for why, count in self.faults.items()]
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def _of_device(device: str, runs: list[Recorded]) -> Conformance:
         own = {(finding.impl, finding.case): finding for finding in run.findings}
         latest = own | latest
     unexamined = {pair for run in runs for pair in run.unexamined} - set(latest)
+    faults = {pair: why for run in reversed(runs) for pair, why in run.faults.items()}
     suites = sorted({cases[case].suite for _, case in [*latest, *unexamined]})
     tallies: dict[str, dict[str, Tally]] = {}
     for (impl, case), finding in sorted(latest.items()):
@@ -96,8 +100,11 @@ def _of_device(device: str, runs: list[Recorded]) -> Conformance:
         tally.verdicts[finding.verdict] += 1
         if finding.failed:
             tally.failures.append(finding)
-    for impl, case in unexamined:
-        tallies.setdefault(impl, {}).setdefault(cases[case].suite, Tally()).unexamined += 1
+    for impl, case in sorted(unexamined):
+        tally = tallies.setdefault(impl, {}).setdefault(cases[case].suite, Tally())
+        tally.unexamined += 1
+        if why := faults.get((impl, case)):
+            tally.faults[why] += 1
     return Conformance(
         device=device,
         started=_started(runs[0]),

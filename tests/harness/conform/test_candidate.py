@@ -110,14 +110,14 @@ def test_one_that_dies_at_work_is_replaced_more_often(monkeypatch: pytest.Monkey
     assert staff.started == MOST_LOSSES
 
 
-def test_its_cases_fail_and_are_not_shrunk_to_a_script(
+def test_its_cases_were_not_asked_which_is_no_failure_and_not_shrunk_to_a_script(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(candidates, "Worker", Staff(failed("OOM", "CUDA out of memory")))
     examination = Examination("cuda:0", [])
     examination._scratch = tmp_path
     finding = examination.examine("impl", CASE)
-    assert (finding.verdict, finding.failed, finding.asked) == (Verdict.ERROR, True, False)
+    assert (finding.verdict, finding.failed, finding.asked) == (Verdict.ERROR, False, False)
     assert finding.reason == "its worker does not start: CUDA out of memory"
     assert worst_first([finding], {CASE.id: CASE}, 3) == []
 

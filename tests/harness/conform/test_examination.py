@@ -11,18 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from attnbench.harness.cli import app
-from attnbench.harness.conform import records
+from attnbench.harness.conform import pytest_plugin, records
+from attnbench.harness.conform.candidate import Candidate
 from attnbench.harness.conform.dealing import examine_all
 from attnbench.harness.conform.examination import Examination
 from attnbench.harness.conform.reproduce import SHOWS_IT, run_script
 from attnbench.harness.conform.suite import select
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
 from attnbench.harness.run.errors import Exit
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -340,6 +342,36 @@ def test_a_run_whose_budget_is_spent_names_what_it_did_not_examine(suite: str, t
     assert f"1 not examined; go on with: bench conform --resume {tmp_path}" in answer.stderr
 
 
+def test_what_the_referee_could_not_answer_fails_nobody_and_is_asked_again(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Candidate.ask
+
+    def without_memory(self: Candidate, operation: str, **arguments: Any) -> dict[str, Any]:
+        if operation == "solve" and arguments["case"]["name"] == "odd":
+            return {"ok": False, "status": "OOM", "reason": "out of memory"}
+        return ask(self, operation, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Candidate, "ask", without_memory)
+        answer = bench("--impl", "right", "--suite", suite, "--case", "even", "--case", "odd", "--output-dir",
+                       tmp_path, "--json")  # fmt: skip
+    document = json.loads(answer.stdout)
+    assert (answer.exit_code, document["exit_code"]) == (Exit.MACHINE, Exit.MACHINE)
+    assert document["counts"] == {"right": {"PASS": 1}}
+    assert document["bounds"]["right"]["answered"] == 1
+    assert document["failures"] == []
+    (unexamined,) = document["not_examined"]
+    why = "not judged: the oracle failed: out of memory"
+    assert document["machine_faults"] == [[*unexamined, why]]
+    assert f"NOT EXAMINED right {unexamined[1]}: {why}\n" in answer.stderr
+    assert f"1 not examined; go on with: bench conform --resume {tmp_path}" in answer.stderr
+    again = bench("--resume", tmp_path, "--json")
+    document = json.loads(again.stdout)
+    assert (again.exit_code, document["counts"]) == (Exit.OK, {"right": {"PASS": 2}})
+    assert document["not_examined"] == document["machine_faults"] == []
+
+
 def test_the_list_says_why(suite: str) -> None:
     answer = bench("--list", "--suite", suite)
     assert answer.exit_code == 0
@@ -374,6 +406,17 @@ def test_pytest_poses_the_same_cases_with_the_same_verdicts(suite: str, tmp_path
     assert "FAIL: last-key: out[0, 0, 0, 0] is" in answer.stdout
     assert "why: one key more than a tile" in answer.stdout
     assert "UNAVAILABLE: runs on cuda" in answer.stdout
+
+
+def test_a_fault_of_the_machine_is_no_skip_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = select(["causal"], "cpu")[0]
+    unasked = Finding(case.id, "right", "1", "cpu", Verdict.ERROR, "not judged", facts=NOT_ASKED)
+    examination = SimpleNamespace(examine=lambda *_: unasked)
+    monkeypatch.setattr(pytest_plugin, "examination", lambda _: examination)
+    item: Any = SimpleNamespace(impl="right", case=case, session=None, user_properties=[])
+    with pytest.raises(pytest_plugin.NotConformingError, match="not judged"):
+        pytest_plugin.CaseItem.runtest(item)
+    assert item.user_properties == [("verdict", "NOT EXAMINED")]
 
 
 def test_pytest_finds_the_built_in_suites_by_their_package(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from attnbench.harness.cli import app
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.matrix import all_features, false_alarm_bound, features, tables, totals
-from attnbench.harness.conform.records import Recorded, Recorder
+from attnbench.harness.conform.records import Recorded, Recorder, read
 from attnbench.harness.conform.suite import select, suite_names
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
+from attnbench.harness.conform.write_matrix import write_matrix
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
 from attnbench.harness.report.escape import markdown_escape
@@ -97,6 +98,36 @@ def test_what_was_not_examined_is_counted_and_never_passed() -> None:
     assert run.unexamined == [("b", CAUSAL.id)]
     assert a.words == ["1 PASS", "1 REFUSED", "0 of 1 failed, a rate below 95% (95%)"]
     assert b.words == ["1 NOT EXAMINED", "1 UNAVAILABLE"]
+
+
+def test_a_fault_of_the_machine_is_no_failure_of_whom_it_kept_from_being_asked(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.open([FULL, SEEN], ("bench",), FACTS, impls=["a", "b"])
+    why = "not judged: the oracle failed: CUDA | out of memory"
+    for impl in ("a", "b"):
+        unasked = Finding(SEEN.id, impl, "1", "cpu", Verdict.ERROR, why, facts=NOT_ASKED)
+        recorder.append(unasked)
+    recorder.append(finding(FULL, Verdict.PASS))
+    run = read(tmp_path)
+    assert word(run, "no mask, forward", "a") == "yes"
+    assert [total.words for total in totals([run])] == [
+        ["1 NOT EXAMINED", "1 PASS", "0 of 1 failed, a rate below 95% (95%)"],
+        ["2 NOT EXAMINED"],
+    ]
+    assert run.unexamined == [("a", SEEN.id), ("b", FULL.id), ("b", SEEN.id)]
+    assert run.faults == {("a", SEEN.id): why, ("b", SEEN.id): why}
+    write_matrix([run], tmp_path)
+    text, page = (tmp_path / "matrix.md").read_text(), (tmp_path / "matrix.html").read_text()
+    assert (
+        rf"- a, the machine at fault (not judged: the oracle failed: CUDA \| out of memory): {markdown_escape(SEEN.id)}"
+        in text
+    )
+    assert f"- b: {markdown_escape(FULL.id)}\n" in text
+    assert "<b>a</b>, the machine at fault (not judged: the oracle failed: CUDA | out of memory): " in page
+    assert "FAIL" not in text.replace("**FAIL** some are", "")
+    recorder.append(finding(SEEN, Verdict.PASS))  # asked again
+    assert read(tmp_path).faults == {("b", SEEN.id): why}
+    assert read(tmp_path).unexamined == [("b", FULL.id), ("b", SEEN.id)]
 
 
 def test_the_pages_are_written_and_escape_what_records_say(tmp_path: Path) -> None:

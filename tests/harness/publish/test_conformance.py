@@ -11,7 +11,7 @@ from click.testing import Result
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.records import Recorder
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
 from attnbench.harness.problem import Problem
 from attnbench.harness.publish import conformance
 from attnbench.harness.publish.rows import PublishedRun
@@ -33,12 +33,17 @@ CASES = [
 def record(tmp_path: Path) -> Callable[[str, dict[tuple[str, int], tuple[Verdict, str]]], Path]:
     """Writes a conformance run: what came of case number N for an implementation."""
 
-    def write(name: str, findings: dict[tuple[str, int], tuple[Verdict, str]]) -> Path:
+    def write(
+        name: str,
+        findings: dict[tuple[str, int], tuple[Verdict, str]],
+        unasked: tuple[tuple[str, int], ...] = (),
+    ) -> Path:
         recorder = Recorder(tmp_path / name)
         facts: dict[str, Any] = {"id": "cuda:0", "name": "NVIDIA H200", "torch": "2.11", "cuda": "13.0"}
         recorder.open(CASES, ("bench", "conform"), facts, impls=())
         for (impl, number), (verdict, reason) in findings.items():
-            recorder.append(Finding(CASES[number].id, impl, "1.0", "cuda:0", verdict, reason))
+            facts = NOT_ASKED if (impl, number) in unasked else {}
+            recorder.append(Finding(CASES[number].id, impl, "1.0", "cuda:0", verdict, reason, facts=facts))
         return tmp_path / name
 
     return write
@@ -64,6 +69,23 @@ def test_cases_are_counted_by_suite(record: Any) -> None:
         "gone": [("absent", "absent, 1 not examined"), ("", "1 not examined")],
     }
     assert [finding.impl for finding in found.failures] == ["bad"]
+
+
+def test_a_fault_of_the_machine_is_not_examined_and_hides_no_finding(
+    record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unjudged = (Verdict.ERROR, "not judged: out of memory")
+    older = record("older", {("good", 0): (Verdict.PASS, "")})
+    faults = {("good", number): unjudged for number in (0, 1)}
+    newer = record("newer", faults, unasked=tuple(faults))
+    started = {older: "2026-11-20", newer: "2026-11-21"}
+    monkeypatch.setattr(conformance, "_started", lambda run: started[run.folder])
+    (found,) = conformance.load([older, newer])
+    causal, gqa = found.tallies["good"]
+    assert (causal.state, causal.text) == ("yes", "1 of 1, 1 not examined")
+    assert causal.told == "1 PASS, 1 not examined, the machine at fault: not judged: out of memory"
+    assert (gqa.state, gqa.text, gqa.told) == ("", "1 not examined", "")
+    assert found.failures == []
 
 
 def test_the_latest_finding_of_a_case_counts(record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
