@@ -98,6 +98,7 @@ PANELS, RING, FRAGMENT = "tile/panels.cuh", "tile/ring.cuh", "tile/fragment.cuh"
         (RING, "ptx::wait(full[at.slot], at.parity);", "", "no barrier puts that after"),
         (RING, "parity ^= 1;", "", "more arrivals than the 1 of the barrier's phase"),
         (FORWARD, "ptx::fence_async_shared();", "", "wrote without a proxy fence since"),
+        (FORWARD, "ptx::publish_barriers();", "", "initialised without a fence since"),
         (FORWARD, "ptx::pin(weights);\n        ptx::begin_products();", "", "without wgmma.fence since the last wait"),
         (FORWARD, "begin_fill(at, Plan::Key::BYTES)", "begin_fill(at, 2 * Plan::Key::BYTES)", "deadlock"),
         (PANELS, "ptx::shared_address(tile) >> 4)", "ptx::shared_address(tile) + 229376 >> 4)",

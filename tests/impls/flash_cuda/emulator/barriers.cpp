@@ -156,6 +156,8 @@ void barrier_init(Address address, std::uint32_t arrivals) {
     Barrier barrier{};
     barrier.arrivals = barrier.pending = arrivals;
     barrier.index = block.barriers.size();
+    barrier.initialiser = current->place.thread.x;
+    barrier.fences = current->fences;
     barrier.clock = barrier.gathering = clock_of(*current);
     block.barriers[address] = barrier;
 }

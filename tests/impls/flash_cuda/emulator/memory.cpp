@@ -181,6 +181,9 @@ void end_async_read(Address address, std::uint32_t bytes, const char* what) {
 
 void note_load(Address address, std::uint32_t bytes, const Barrier& barrier) {
     std::uint8_t* target = at(address, bytes, *current->block, "a copy into");
+    if (current->block->fibers[barrier.initialiser].fences == barrier.fences) {
+        fail("a copy counts on a barrier that thread %u initialised without a fence since", barrier.initialiser);
+    }
     const auto who = static_cast<std::uint16_t>(machine.launch.threads + barrier.index);
     each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
         check_start(history, address, words, "a copy writes");

@@ -141,6 +141,8 @@ struct Barrier {
     std::int64_t bytes = 0;
     std::uint32_t phase = 0;
     unsigned index = 0;          // in the block
+    unsigned initialiser = 0;    // thread, and its proxy fences before
+    std::uint32_t fences = 0;
     std::uint32_t completed = 0;  // phases
     Clock clock, gathering;      // of what came before the last completed phase, and the running one
     Fibers waiting;
