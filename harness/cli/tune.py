@@ -38,7 +38,9 @@ def tune(
         Path | None, typer.Option(help="Table to write, or to bring up to date; without it, only shown.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N (default as in run).")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds that decide among the finalists.", min=5)] = 20,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds that choose among the finalists, and as many that decide.", min=5)
+    ] = 20,
     most: Annotated[int, typer.Option(help="Candidates a problem, the likeliest first.", min=2)] = 32,
     processes: Annotated[
         int | None, typer.Option(help="Compilers side by side (default one a core, at most 8).", min=1)

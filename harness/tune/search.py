@@ -1,9 +1,10 @@
 """Which of an implementation's own choices is fastest on this device: judged right first, then timed in rounds.
 
 Every candidate is judged against the oracle as ``bench run`` judges. Those that are right take turns of samples in
-rounds of random order, in one worker process, on inputs that rotate. A few rounds choose the finalists; fresh rounds,
-which did not choose them, decide. A candidate takes the place of what the implementation chooses unasked only where it
-is faster beyond the interval of their ratio within rounds.
+rounds of random order, in one worker process, on inputs that rotate. A few rounds choose the finalists, fresh ones the
+best of these, and fresh ones again, of the best and of what the implementation chooses unasked, decide: what was chosen
+for being fast looks faster than it is in the rounds that chose it. A candidate takes the unasked choice's place only
+where it is faster beyond the interval of their ratio within the deciding rounds.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Trial:
-    """One candidate of one problem. why: it is out, and for what reason. screened: ms of the rounds that chose the
-    finalists. rounds: ms, of those that decide."""
+    """One candidate of one problem. why: it is out, and for what reason. Times in ms, a list a round: screened, of the
+    rounds that chose the finalists; compared, of those that chose the best of them; rounds, of those that decide.
+    """
 
     index: int
     label: str
@@ -46,12 +48,14 @@ class Trial:
     choice: Mapping[str, Any]
     why: str = ""
     screened: list[list[float]] = field(default_factory=list)
+    compared: list[list[float]] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
 
     @property
     def ms(self) -> float:
-        """Median of the deciding rounds' medians."""
-        return _median(self.rounds)
+        """Median of the deciding rounds' medians; of those that compared the finalists, where there was nothing to
+        decide."""
+        return _median(self.rounds or self.compared)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,10 @@ class Tuned:
             "impl": self.impl, "problem": self.problem.key, "key": dict(self.best.key),
             "choice": dict(self.best.choice), "gain": list(self.gain),
             "trials": [
-                {"label": t.label, "why": t.why, "screened": to_plain(t.screened), "rounds": to_plain(t.rounds)}
+                {
+                    "label": t.label, "why": t.why, "screened": to_plain(t.screened),
+                    "compared": to_plain(t.compared), "rounds": to_plain(t.rounds),
+                }
                 for t in self.trials
             ],
         }  # fmt: skip
@@ -92,7 +99,8 @@ def tune(
     impl: str, plans: Sequence[GroupPlan], device: str, folder: Path, *, rounds: int, most: int, limit_s: float,
     compilers: int = 0, tell: Tell = lambda _: None,
 ) -> Iterator[Tuned]:  # fmt: skip
-    """Each problem of the plans, as it is done. folder: for oracles and logs. most: candidates a problem, at most.
+    """Each problem of the plans, as it is done. folder: for oracles and logs. rounds: that choose the best of the
+    finalists, and as many fresh ones that decide. most: candidates a problem, at most.
 
     limit_s: of one request, a compilation with its first call included. compilers: processes that compile candidates
     side by side before the one that judges and times them meets them. RunError where no worker comes up.
@@ -132,14 +140,18 @@ def _decide(impl: str, search: _Search, trials: list[Trial], oracle: Message, ro
     others = sorted((t for t in trials[1:] if not t.why), key=lambda trial: _median(trial.screened))
     finalists = [unasked, *others[:FINALISTS]]
     for trial, found in search.rounds(finalists, oracle["probes"], rounds):
-        trial.rounds.append(found)
-    if unasked.why:
-        return Tuned(impl, search.problem, trials, why=f"{unasked.label}, its own choice: {unasked.why}")
-    best = min((trial for trial in finalists if not trial.why), key=lambda trial: trial.ms)
-    gain = Estimate(None)
-    if best is not unasked:
-        gain = ratio(round_medians(unasked.rounds), round_medians(best.rounds))
-    return Tuned(impl, search.problem, trials, best, gain)
+        trial.compared.append(found)
+    while not unasked.why:
+        unasked.rounds.clear()  # those beside one that failed in them
+        best = min((trial for trial in finalists if not trial.why), key=lambda trial: _median(trial.compared))
+        if best is unasked:
+            return Tuned(impl, search.problem, trials, best)
+        for trial, found in search.rounds([unasked, best], oracle["probes"], rounds):
+            trial.rounds.append(found)
+        if not (unasked.why or best.why):
+            gain = ratio(round_medians(unasked.rounds), round_medians(best.rounds))
+            return Tuned(impl, search.problem, trials, best, gain)
+    return Tuned(impl, search.problem, trials, why=f"{unasked.label}, its own choice: {unasked.why}")
 
 
 class _Search:

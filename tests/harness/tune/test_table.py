@@ -21,7 +21,7 @@ def environment(name: str = "NVIDIA H200") -> dict[str, Any]:
 
 def tuned(seqlen: int, low: float = 1.1, choice: int = 1, why: str = "") -> Tuned:
     problem = Problem(1, 1, seqlen, 64)
-    unasked, best = (Trial(i, f"c{i}", {"n": seqlen}, {"c": i}, "", [], [[1.0]] * 5) for i in (0, choice))
+    unasked, best = (Trial(i, f"c{i}", {"n": seqlen}, {"c": i}, rounds=[[1.0]] * 5) for i in (0, choice))
     if why:
         return Tuned("planted", problem, why=why)
     return Tuned("planted", problem, [unasked, best], best, Estimate(1.2, low, 1.3))
