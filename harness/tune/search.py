@@ -4,7 +4,8 @@ Every candidate is judged against the oracle as ``bench run`` judges. Those that
 rounds of random order, in one worker process, on inputs that rotate. A few rounds choose the finalists, fresh ones the
 best of these, and fresh ones again, of the best and of what the implementation chooses unasked, decide: what was chosen
 for being fast looks faster than it is in the rounds that chose it. A candidate takes the unasked choice's place only
-where it is faster beyond the interval of their ratio within the deciding rounds.
+where it is faster beyond the interval of their ratio within the deciding rounds. One for which the stream could not be
+held, so that the host's time is in its samples, is out: its launches would be compared, not its kernels.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from attnbench.harness.run.waiting import wait_for_all
 SERVES = "attnbench.harness.tune.tuner:Tuner"
 SCREENING_ROUNDS = 3
 FINALISTS = 4
+UNHELD = (
+    "UNHELD: the stream could not be held (the call synchronises or allocates): host time is in its samples"
+)
 
 Tell = Callable[[str], None]
 
@@ -220,6 +224,8 @@ class _Search:
                 reply = None if trial.why else self._ask(trial, "turn_one", probes=probes)
                 if reply and reply["judgement"]:
                     self._take_judgement(trial, reply["judgement"])
+                if reply and not reply["held"]:
+                    trial.why = trial.why or UNHELD
                 if reply and not trial.why:
                     yield trial, reply["ms"]
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from attnbench.harness.contract import Candidate
+from attnbench.harness.measure.timing import first_hold_ms, warm_up
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.plan import GroupPlan
-from attnbench.harness.run.solver import Solver, device_of, make_call
+from attnbench.harness.run.solver import Pace, Solver, device_of, make_call
 
 SAMPLES = 5
 TURN_MS = 50.0
@@ -22,6 +23,7 @@ class Tuner(Solver):
     def __init__(self, name: str, device: str) -> None:
         super().__init__(name, device)
         self._candidates: dict[str, Sequence[Candidate]] = {}
+        self._own_paces: dict[tuple[str, int], Pace] = {}
 
     def do_candidates(self, plan: dict[str, Any], problem: str) -> Message:
         """What there is to choose from, or why the problem is not supported."""
@@ -47,9 +49,25 @@ class Tuner(Solver):
             return self.do_judge(problem, oracle)
 
     def do_turn_one(self, plan: dict[str, Any], problem: str, index: int, probes: list[str]) -> Message:
-        """``turn`` of it."""
+        """``turn`` of it, at its own pace; taken again with the longest hold where a shorter one did not do."""
         with self._using(plan, problem, index):
-            return self.do_turn(problem, probes, SAMPLES, TURN_MS, "cold", keep_memory=True)
+            self._set_pace(problem, index, len(probes))
+            reply = self.do_turn(problem, probes, SAMPLES, TURN_MS, "cold", keep_memory=True)
+            if not reply["held"] and self._paces[problem].hold_ms:
+                reply = self.do_turn(problem, probes, SAMPLES, TURN_MS, "cold", keep_memory=True)
+            self._own_paces[problem, index] = self._paces[problem]
+            return reply
+
+    def _set_pace(self, problem: str, index: int, slots: int) -> None:
+        """The candidate's last pace, or that of its first calls: another's says nothing of how long it takes and how
+        long the stream must be held for it, if it can be held at all."""
+        if self._warm_up(self._problem(problem), slots, graph=False):
+            return  # they were made just now
+        if (problem, index) in self._own_paces:
+            self._paces[problem] = self._own_paces[problem, index]
+        else:
+            _, call_ms = warm_up(self._before(slots, graph=False).once, self._device)
+            self._paces[problem] = Pace(call_ms, first_hold_ms(call_ms))
 
     @contextmanager
     def _using(self, plan: dict[str, Any], problem: str, index: int) -> Iterator[None]:

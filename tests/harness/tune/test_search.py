@@ -61,10 +61,11 @@ class StandIn:
             case "wrong":
                 return {"ok": True, "judgement": {"tensors": {"out": {"ok": True}, "dq": {"ok": False}}}}
             case "wrong later" if operation == "turn_one" and len(self.asked) > self.spoiled_after:
-                return {"ok": True, "ms": [0.1], "judgement": {"tensors": {"out": {"ok": False}}}}
+                judgement = {"tensors": {"out": {"ok": False}}}
+                return {"ok": True, "ms": [0.1], "held": True, "judgement": judgement}
             case ms:
-                ms = ms if isinstance(ms, float) else 0.1
-                return {"ok": True, "ms": [ms * self.noise.uniform(1, 1.01)] * 3, "judgement": is_right}
+                took = (ms if isinstance(ms, float) else 0.1) * self.noise.uniform(1, 1.01)
+                return {"ok": True, "ms": [took] * 3, "held": ms != "unheld", "judgement": is_right}
 
 
 made: list[StandIn] = []
@@ -158,6 +159,19 @@ def test_a_timed_call_that_answers_wrongly_puts_its_candidate_out(tuned: Any) ->
     one = tuned(1.0, "wrong later", 0.9, spoiled_after=12)
     assert one.trials[1].why == "INCORRECT: out"
     assert one.best.label == "c2"
+
+
+UNHELD = (
+    "UNHELD: the stream could not be held (the call synchronises or allocates): host time is in its samples"
+)
+
+
+def test_a_candidate_with_host_time_in_its_samples_is_out(tuned: Any) -> None:
+    one = tuned(1.0, "unheld", 0.9)
+    assert one.trials[1].why == UNHELD
+    assert (one.trials[1].screened, one.best.label) == ([], "c2")
+    of_rules = tuned("unheld", 0.05)
+    assert (of_rules.best, of_rules.why) == (None, f"c0, its own choice: {UNHELD}")
 
 
 def test_nothing_is_chosen_where_the_rules_own_choice_fails(tuned: Any) -> None:
