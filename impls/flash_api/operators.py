@@ -79,6 +79,26 @@ def _options(*values: Any) -> Options:
     return Options(left, right, bottom_right, scale, dropout_p, (mask_m, mask_n), deterministic)
 
 
+LISTS = 8
+"""Tensors of the block lists by query and by key."""
+
+
+def check_consistent(rng: Tensor | None, lists: list[Tensor], options: tuple[Any, ...]) -> None:
+    """Raise ValueError where kernels would read a tensor that is not there; options as operators take them.
+
+    `attend` is consistent by itself; an operator is called by graphs and by whoever finds it, too.
+    """
+    *_, dropout_p, mask_m, mask_n, _ = options
+    if (rng is None) != (dropout_p == 0):
+        got = "None" if rng is None else "a tensor"
+        raise ValueError(f"rng: got {got} with dropout_p={dropout_p}, allowed is None iff dropout_p is 0")
+    allowed = 0 if mask_m == mask_n == 0 else LISTS
+    if len(lists) != allowed:
+        raise ValueError(
+            f"lists: got {len(lists)} tensors, allowed with mask blocks of {mask_m} x {mask_n} are {allowed}"
+        )
+
+
 below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001 - no public name, and every C++ operator uses it
 
 
@@ -93,7 +113,8 @@ def define_ops(
     """Register attnbench::{name}_forward and _backward with fake kernels and autograd; return what calls the first.
 
     That takes the operator's arguments, and passes the operator by where nothing of torch would intercept it. Either
-    way it raises RuntimeError in forward-mode differentiation and when its gradients are differentiated.
+    way it raises RuntimeError in forward-mode differentiation and when its gradients are differentiated. The operators
+    raise ValueError unless rng is None iff dropout_p is 0, and lists are eight, or none without mask blocks.
 
     Library.define with impl dispatches in a few microseconds; torch.library.custom_op adds tens.
     """
@@ -103,24 +124,29 @@ def define_ops(
     def run_forward(
         q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], *options: Any
     ) -> Any:
+        check_consistent(rng, lists, options)
         return forward(q, k, v, rng, lists[:4], _options(*options))
 
     def run_backward(
         d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
         rng: Tensor | None, lists: list[Tensor], *options: Any,
     ) -> Any:  # fmt: skip
+        check_consistent(rng, lists, options)
         return backward(d_out, d_lse, q, k, v, out, lse, rng, lists, _options(*options))
 
     def fake_forward(
         q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], *options: Any
     ) -> Any:
+        check_consistent(rng, lists, options)
         batch, seqlen_q, heads, _ = q.shape
         out = q.new_empty((batch, seqlen_q, heads, v.shape[3]))
         return out, q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
 
     def fake_backward(
-        d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        rng: Tensor | None, lists: list[Tensor], *options: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        check_consistent(rng, lists, options)
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     def below(*arguments: Any) -> Any:

@@ -1,7 +1,11 @@
 """What torch's differentiation may ask of an operator, with the formulas standing in for kernels."""
 
+import importlib
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 from attnbench.impls.flash_api import attend, define_ops
@@ -64,3 +68,41 @@ def test_a_gradient_that_is_not_offered_is_refused_by_the_call(q):
     with torch.no_grad():
         attention(q, q, q, 0.1)
     attention(q, q, q).sum().backward()
+
+
+STATE = torch.zeros(2, dtype=torch.int64)
+LISTS = [torch.zeros(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 1, dtype=torch.int32)] * 4
+
+
+@pytest.mark.parametrize("fake", [False, True])
+@pytest.mark.parametrize("family", ["test_operators", "flash_cuda", "flash_triton"])
+@pytest.mark.parametrize(
+    ("rng", "lists", "dropout_p", "block", "message"),
+    [
+        (None, [], 0.1, (0, 0), "rng: got None with dropout_p=0.1"),
+        (STATE, [], 0.0, (0, 0), "rng: got a tensor with dropout_p=0.0"),
+        (None, [], 0.0, (128, 128), "lists: got 0 tensors, allowed with mask blocks of 128 x 128 are 8"),
+        (None, [], 0.0, (128, 0), "lists: got 0 tensors, allowed with mask blocks of 128 x 0 are 8"),
+        (None, LISTS[:4], 0.0, (128, 128), "lists: got 4 tensors"),
+        (None, LISTS, 0.0, (0, 0), "lists: got 8 tensors, allowed with mask blocks of 0 x 0 are 0"),
+    ],
+)
+def test_an_operator_refuses_what_would_read_a_tensor_that_is_not_there(
+    fake, family, rng, lists, dropout_p, block, message
+):
+    for module in ("flash_cuda", "flash_triton"):
+        importlib.import_module(f"attnbench.impls.{module}.op")
+    x, lse = torch.zeros(1, 8, 2, 16, dtype=torch.float16), torch.zeros(1, 2, 8)
+    options = (rng, lists, None, None, True, 0.25, dropout_p, *block, False)
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
+        with pytest.raises(ValueError, match=message):
+            getattr(torch.ops.attnbench, f"{family}_forward")(x, x, x, *options)
+        with pytest.raises(ValueError, match=message):
+            getattr(torch.ops.attnbench, f"{family}_backward")(x, None, x, x, x, x, lse, *options)
+
+
+def test_an_operator_takes_what_is_consistent(q):
+    run = torch.ops.attnbench.test_operators_forward
+    for rng, lists, dropout_p, block in ((None, [], 0.0, (0, 0)), (STATE, LISTS, 0.1, (128, 128))):
+        out, _ = run(q, q, q, rng, lists, None, None, True, 0.25, dropout_p, *block, False)
+        assert out.shape == q.shape
