@@ -1,8 +1,8 @@
 // FlashAttention-3's backward (Shah et al. 2024, arXiv:2407.08608, Algorithm 3): dK, dV, and sums of dQ.
 //
-// A persistent block owns a tile of keys at a time and walks the queries that see them. Two threads load, two consumer
-// warpgroups compute; the copy engine adds their parts of dQ to fp32 sums in global memory, for two more threads where
-// the order of sums is settled.
+// A persistent block owns a tile of keys at a time and walks the queries that see them. Two threads load, for whom a
+// third walks LISTS; two consumer warpgroups compute; the copy engine adds their parts of dQ to fp32 sums in global
+// memory, for two more threads where the order of sums is settled.
 #pragma once
 #include "backward/narrow.cuh"
 #include "backward/wide.cuh"

@@ -1,5 +1,5 @@
-// The loading threads of a backward block: one draws tiles of keys, another walks the queries that see them; lists of
-// blocks are walked for it by a third.
+// The loading threads of a backward block: one draws tiles of keys and loads K and V, another loads Q and dO of the
+// rows that see them; by LISTS a third finds out which these are.
 #pragma once
 #include "backward/plan.cuh"
 #include "ptx/sync.cuh"
@@ -36,15 +36,21 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
     return (work.batch * params.kv_heads + work.kv_head) * params.group + member;
 }
 
-/// One thread: draw tiles, and load K and V once a tile.
+/// One thread: draw tiles, and load K and V once a tile. A tile is drawn while the one before it is worked on; but where
+/// tiles add in turn, when the block is free for it. All that are drawn after it in its head wait for its turns, and
+/// would, were it drawn a tile ahead, for the whole of that tile.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
     tile::Cursor<1> at;
-    for (int index = C::DETERMINISTIC ? draw<C>(params) : blockIdx.x;; at.advance()) {
+    for (int index = blockIdx.x;; at.advance()) {
+        if constexpr (C::DETERMINISTIC) {
+            ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
+            index = draw<C>(params);
+        }
         const bool more = index < params.work.total;
         const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
-        ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
+        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
         plan.assignment = work;
         ptx::Barrier& full = plan.kv_barriers.full[0];
         ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) : 0);
@@ -62,7 +68,7 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                 }
             }
         }
-        index = draw<C>(params);
+        if constexpr (!C::DETERMINISTIC) index = draw<C>(params);
     }
 }
 
