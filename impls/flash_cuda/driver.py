@@ -6,7 +6,7 @@ import ctypes
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from threading import Lock
+from threading import Lock, get_native_id
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ class LaunchError(RuntimeError):
     """The driver refused a kernel, a launch or a tensor map."""
 
 
+class OutOfMemoryError(LaunchError, torch.OutOfMemoryError):
+    """It refused for want of device memory: to whoever asks, as when torch's allocator has none."""
+
+
 def call(what: str, function: Any, *arguments: Any) -> Any:
     """The value of a driver call, or LaunchError naming what was attempted.
 
@@ -33,7 +37,8 @@ def call(what: str, function: Any, *arguments: Any) -> Any:
         answer = function(*arguments)
     if answer[0] != driver.CUresult.CUDA_SUCCESS:
         _, name = driver.cuGetErrorName(answer[0])
-        raise LaunchError(f"{what}: {name.decode()}")
+        short = answer[0] == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+        raise (OutOfMemoryError if short else LaunchError)(f"{what}: {name.decode()}")
     return answer[1] if len(answer) > 1 else None
 
 
@@ -89,6 +94,8 @@ TICKETS = 512
 TICKET_BYTES = 128
 """Tickets lie in cache lines of their own."""
 
+_PER_THREAD = int(driver.CU_STREAM_PER_THREAD)
+_NON_BLOCKING = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
 _unused_tickets: dict[int, list[int]] = defaultdict(list)
 _issuing = Lock()
 
@@ -99,35 +106,54 @@ def ticket(device: int, stream: int) -> int:
     It is one at every launch: it begins as one, a launch that ends draws until the counter has wrapped to it, and one
     that does not end (a fault, a kill) takes the context with it, its memory and all later launches.
 
-    Launches of one stream follow one another and share it; as in torch's allocator, a handle means one stream. Captured
-    launches may be replayed side by side: each has one, which nobody else is given before it is launched.
+    Launches of one stream follow one another and share it; as in torch's allocator, a handle means one stream, but for
+    that of the per-thread default streams. Captured launches may be replayed side by side: each has one, which nobody
+    else is given before it is launched.
     """
     if torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=device).data_ptr()
+    if stream == _PER_THREAD:
+        # get_ident is soon another thread's, while what this one launched may still run
+        return _ticket_of_stream(device, stream, get_native_id())
     return _ticket_of_stream(device, stream)
 
 
 @cache
-def _ticket_of_stream(device: int, stream: int) -> int:
+def _ticket_of_stream(device: int, stream: int, thread: int | None = None) -> int:
     with _issuing:
-        unused = _unused_tickets[device]
-        if not unused:
-            first = _zeros(TICKETS * TICKET_BYTES, stream)
-            unused += range(first, first + TICKETS * TICKET_BYTES, TICKET_BYTES)
-        return unused.pop()
+        if _unused_tickets[device]:
+            return _unused_tickets[device].pop()
+    first = _zeros(TICKETS * TICKET_BYTES)  # waits for the device: not while other threads wait for the lock
+    with _issuing:
+        _unused_tickets[device] += range(first, first + TICKETS * TICKET_BYTES, TICKET_BYTES)
+        return _unused_tickets[device].pop()
 
 
-def _zeros(size: int, stream: int) -> int:
-    """Address of memory for good. Not torch's, whose pools may be a graph's that is about to be captured."""
+def _zeros(size: int) -> int:
+    """Address of memory for good. Not torch's, whose pools may be a graph's that is about to be captured.
+
+    Nothing but the zeroing is waited for: a collective under way may need a launch that this thread has yet to make.
+    """
     relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     before = call("allowing captures", driver.cuThreadExchangeStreamCaptureMode, relaxed)  # by other threads
     try:
-        address = call("memory for tickets", driver.cuMemAlloc, size)
+        address = _memory(size)
+        stream = call("zeros for tickets", driver.cuStreamCreate, _NON_BLOCKING)
         call("zeros for tickets", driver.cuMemsetD32Async, address, 0, size // 4, stream)
         call("zeros for tickets", driver.cuStreamSynchronize, stream)
+        call("zeros for tickets", driver.cuStreamDestroy, stream)
     finally:
         call("allowing captures", driver.cuThreadExchangeStreamCaptureMode, before)
-    return int(address)
+    return address
+
+
+def _memory(size: int) -> int:
+    """Address of device memory, which torch gives up where its cache holds all."""
+    try:
+        return int(call("memory for tickets", driver.cuMemAlloc, size))
+    except OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return int(call("memory for tickets", driver.cuMemAlloc, size))
 
 
 _DATA_TYPES = {

@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 
 import pytest
+import torch
 from cuda.bindings import driver as real
 
 from attnbench.impls.flash_cuda import driver
@@ -18,6 +19,7 @@ class Driver:
     """As much of the driver as `call` meets: a context for each thread, and launches that need one."""
 
     CUresult, CUdevice, CUstreamCaptureMode = real.CUresult, real.CUdevice, real.CUstreamCaptureMode
+    PRIVATE = 77
 
     def __init__(self) -> None:
         self.thread = threading.local()
@@ -26,6 +28,8 @@ class Driver:
         self.refuses = SUCCESS
         self.memory: list[range] = []
         self.zeroed: list[tuple[int, int]] = []
+        self.cached = False
+        self.streams: list[int] = []
         self.capture_mode = self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
 
     def cuDevicePrimaryCtxRetain(self, device):
@@ -48,15 +52,30 @@ class Driver:
 
     def cuMemAlloc(self, size):
         assert self.capture_mode == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        assert not driver._issuing.locked(), "an allocation may wait for the device"
+        if self.cached:
+            return self.CUresult.CUDA_ERROR_OUT_OF_MEMORY, None
         self.memory.append(range(2**20 * (len(self.memory) + 1), 2**20 * (len(self.memory) + 1) + size))
         return SUCCESS, self.memory[-1].start
 
+    def cuStreamCreate(self, flags):
+        assert flags == 1, "it would wait for the legacy default stream"
+        self.streams.append(self.PRIVATE)
+        return SUCCESS, self.PRIVATE
+
+    def cuStreamDestroy(self, stream):
+        self.streams.remove(stream)
+        return (SUCCESS,)
+
     def cuMemsetD32Async(self, address, value, count, stream):
         assert value == 0
+        assert stream in self.streams
         self.zeroed.append((address, 4 * count))
         return (SUCCESS,)
 
     def cuStreamSynchronize(self, stream):
+        assert stream in self.streams, "others may wait for a launch of another thread"
+        assert not driver._issuing.locked(), "that thread may want a ticket"
         return (SUCCESS,)
 
     def cuGetErrorName(self, status):
@@ -114,6 +133,43 @@ def test_tickets_are_zeros_that_torch_does_not_own(stand_in):
     assert len(stand_in.memory) == 4
     assert stand_in.zeroed == [(memory.start, len(memory)) for memory in stand_in.memory]
     assert all(any(address in memory for memory in stand_in.memory) for address in given.values())
+    assert stand_in.capture_mode == real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+    assert stand_in.streams == []
+
+
+def test_threads_have_tickets_of_their_own_on_per_thread_default_streams(stand_in):
+    """Also one that begins when another has ended: what that one launched may still run."""
+    given = []
+
+    def draw() -> None:
+        given.append([driver.ticket(0, stream) for stream in (real.CU_STREAM_PER_THREAD,) * 2 + (1,)])
+
+    for _ in range(20):  # most of them with an ident that one before them had
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+    own, again, shared = zip(*given, strict=True)
+    assert own == again
+    assert len(set(own)) == 20
+    assert len(set(shared) - set(own)) == 1 == len(set(shared))
+
+
+def test_torch_gives_up_its_cache_for_tickets(stand_in, monkeypatch):
+    stand_in.cached = True
+    monkeypatch.setattr(driver.torch.cuda, "empty_cache", lambda: setattr(stand_in, "cached", False))
+    assert driver.ticket(0, 5) in stand_in.memory[0]
+
+
+def test_no_memory_for_tickets_is_torch_s_error_of_that_kind(stand_in, monkeypatch):
+    """Harnesses tell running out of memory from other failures by it."""
+    stand_in.cached, emptied = True, []
+    monkeypatch.setattr(driver.torch.cuda, "empty_cache", lambda: emptied.append(1))
+    with pytest.raises(
+        torch.OutOfMemoryError, match="memory for tickets: CUDA_ERROR_OUT_OF_MEMORY"
+    ) as caught:
+        driver.ticket(0, 5)
+    assert isinstance(caught.value, driver.LaunchError)
+    assert len(emptied) == 1
     assert stand_in.capture_mode == real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
 
 
