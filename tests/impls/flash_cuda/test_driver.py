@@ -4,6 +4,7 @@
 import subprocess
 import sys
 import threading
+import weakref
 from collections import defaultdict
 
 import pytest
@@ -171,6 +172,46 @@ def test_no_memory_for_tickets_is_torch_s_error_of_that_kind(stand_in, monkeypat
     assert isinstance(caught.value, driver.LaunchError)
     assert len(emptied) == 1
     assert stand_in.capture_mode == real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Every tensor map that is still remembered, and how often one was encoded."""
+    alive, count = weakref.WeakSet(), []
+
+    class Encoded:
+        pass
+
+    def encode(known, address):
+        count.append(address)
+        found = Encoded()
+        alive.add(found)
+        return found
+
+    monkeypatch.setattr(driver.TensorMap, "_encode", encode)
+    yield alive, count
+    driver.TensorMap.at.cache_clear()
+
+
+def tensor_map():
+    return driver.TensorMap(torch.float16, (64, 8, 1, 1), (128, 128, 128), (64, 8, 1, 1))
+
+
+def test_a_deep_model_s_maps_are_encoded_once(encoded):
+    maps = [tensor_map() for _ in range(11)]
+    for _ in range(2):
+        for layer in range(200):
+            for known in maps:
+                known.at(16 * layer)
+    assert len(encoded[1]) == 11 * 200
+
+
+def test_remembered_maps_are_bounded_over_all_plans(encoded):
+    maps = [tensor_map() for _ in range(100)]
+    for address in range(200):
+        for known in maps:
+            known.at(16 * address)
+    assert len(encoded[0]) <= driver.REMEMBERED_MAPS < len(encoded[1])
 
 
 COLD = """
