@@ -36,6 +36,10 @@ def flash_attention(
 
     Tensors that the copy engine cannot address (a base or a stride not a multiple of 16 bytes, a last stride other
     than 1) are copied first.
+
+    Memory beyond results, linear in the rows but padded: in backward two fp32 values a row and an fp32 copy of dq, the
+    rows of each head in multiples of 64 and the columns of 64, or of 128 where a head dim exceeds 128 or blocks are not
+    of multiples of 128 keys; in decode an fp32 out and lse for each key split.
     """
     return attend(
         _forward_op, q, k, v, causal=causal, window=window, alignment=alignment, dropout_p=dropout_p,
