@@ -1,4 +1,7 @@
-"""Forms of the backward kernel, emulated: wide heads, dropout where rows are keys, block lists, sums in turn."""
+"""Forms of the backward kernel, emulated: wide heads, dropout where rows are keys, block lists, sums in turn.
+
+Of each form some problem gives every block three tiles or more: what passes from a tile to the next is judged too.
+"""
 
 import shutil
 
@@ -22,7 +25,8 @@ def _same_inputs() -> None:
 
 @pytest.fixture
 def judge(emulate, wrong, monkeypatch):
-    """Called with a problem, the emulation's options and the call's: what is wrong with results and gradients."""
+    """Called with a problem, the emulation's options and the call's: what is wrong with results and gradients. Two
+    blocks side by side."""
 
     def run(problem, emulation=(), dropout_p=0.0, **options):
         batch, seqlen_q, heads, _ = problem.q.shape
@@ -31,7 +35,7 @@ def judge(emulate, wrong, monkeypatch):
             monkeypatch.setattr(call, "draw_dropout_state", lambda device: torch.tensor([SEED, OFFSET]))
             keep = dropout_keep_mask(SEED, OFFSET, batch, heads, seqlen_q, problem.k.shape[1], dropout_p)
             dropped = (keep, 1 - dropout_effective_p(dropout_p))
-        with emulate.emulating(**dict(emulation)) as device:
+        with emulate.emulating(**{"multiprocessors": 2, **dict(emulation)}) as device:
             found = wrong(problem, flash_attention, dropped=dropped, dropout_p=dropout_p, **options)
             assert not device.ticket.any(), "the next launch would miss tiles"
         return found
@@ -114,10 +118,11 @@ def test_block_lists(make, judge, seqlens, size, lead, head_dim, band, dropout_p
 
 @pytest.fixture
 def gradients(emulate, make):
-    """Called with a head dim, a band, seeds and options: for each seed the gradients of one problem, whose dq is what
-    two large sums leave of a small one, so that the order of its terms shows; five blocks side by side."""
+    """Called with a head dim, a band, counts of blocks side by side and options: for each count, with a seed of its
+    own, the gradients of one problem, whose dq is what two large sums leave of a small one, so that the order of its
+    terms shows."""
 
-    def run(head_dim, band, seeds, **options):
+    def run(head_dim, band, counts, **options):
         problem = make(200, 400, 2, 1, head_dim, dtype=BF16, **band)
         problem.k[:, 128:256] = problem.k[:, :128]
         problem.v[:, 128:256] = -problem.v[:, :128]
@@ -125,8 +130,8 @@ def gradients(emulate, make):
         problem.d_lse.zero_()
         alignment = "top_left" if band.get("shift") == 0 else "bottom_right"
         found = []
-        for seed in seeds:
-            with emulate.emulating(seed=seed, multiprocessors=5):
+        for seed, multiprocessors in enumerate(counts):
+            with emulate.emulating(seed=seed, multiprocessors=multiprocessors):
                 window = (band.get("left"), band.get("right"))
                 found.append(problem.run(flash_attention, window=window, alignment=alignment, **options)[2:])
         return found
@@ -139,21 +144,21 @@ BANDS = [(64, {}), (128, {"left": 180, "right": 90}), (256, {"right": 150, "shif
 
 @pytest.mark.parametrize(("head_dim", "band"), BANDS, ids=str)
 def test_deterministic_gradients_repeat_in_any_order_of_events(make, judge, gradients, head_dim, band):
-    problem = make(130, 300, 2, 1, head_dim, dtype=BF16, **band)
+    problem = make(130, 300, 2, 1, head_dim, batch=2, dtype=BF16, **band)
     options = {
         "window": (band.get("left"), band.get("right")),
         "alignment": "top_left" if band.get("shift") == 0 else "bottom_right",
         "deterministic": True,
     }
-    assert judge(problem, {"multiprocessors": 5}, **options) == []
-    first, *others = gradients(head_dim, band, range(4), deterministic=True)
+    assert judge(problem, **options) == []
+    first, *others = gradients(head_dim, band, (5, 5, 5, 2), deterministic=True)
     for other in others:
         assert all(map(torch.equal, first, other))
 
 
 def test_other_gradients_do_not_repeat(gradients):
     """The control: that the order of events reaches the sums."""
-    first, *others = gradients(*BANDS[0], range(4))
+    first, *others = gradients(*BANDS[0], (5, 5, 5, 5))
     assert not all(torch.equal(first[0], other[0]) for other in others)
 
 
