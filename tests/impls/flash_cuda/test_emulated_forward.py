@@ -80,7 +80,7 @@ def test_block_lists(make, judge, seqlens, size, lead, head_dim, band, dropout_p
     assert judge(problem, **options) == []
 
 
-@pytest.mark.parametrize("multiprocessors", [3, 40])
+@pytest.mark.parametrize("multiprocessors", [1, 40])
 @pytest.mark.parametrize(
     ("seqlen_q", "seqlen_k", "heads", "kv_heads", "head_dim", "band"),
     [
@@ -93,7 +93,8 @@ def test_block_lists(make, judge, seqlens, size, lead, head_dim, band, dropout_p
     ids=str,
 )
 def test_few_queries(make, judge, seqlen_q, seqlen_k, heads, kv_heads, head_dim, band, multiprocessors):
-    """Groups that divide 64 and that do not, splits without a key to see, rows that see none at all."""
+    """Groups that divide 64 and that do not, splits without a key to see, rows that see none at all; all tiles one
+    block's, or a block for every split."""
     problem = make(seqlen_q, seqlen_k, heads, kv_heads, head_dim, batch=2, dtype=BF16, **band)
     options = {
         "window": (band.get("left"), band.get("right")),
