@@ -116,7 +116,7 @@ def test_baseline_and_metrics_reach_the_report(bench: Any) -> None:
     ("arguments", "code", "message"),
     [
         (["--suite", "smok"], Exit.USAGE, "unknown suite 'smok'; did you mean smoke"),
-        ([], Exit.USAGE, "name a suite: --suite decode"),
+        ([], Exit.USAGE, "name a suite: --suite block-sparse"),
         (["--suite", "gone.toml"], Exit.USAGE, "cannot read suite file gone.toml"),
         (["--suite", "smoke", "--only", "sdpa-mth"], Exit.USAGE, "did you mean sdpa-math"),
         (["--suite", "smoke", "--baseline", "standart"], Exit.USAGE, "--baseline: unknown implementation 'standart'"),
