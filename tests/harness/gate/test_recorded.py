@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_a_card_at_another_clock_is_no_change_of_the_kernel(tmp_path: Path) -> N
 )
 def test_what_recordings_can_end_with(tmp_path: Path, base: Cell, head: Cell, code: GateExit) -> None:
     assert gated(tmp_path, base, head).exit_code() is code
+
+
+@pytest.mark.parametrize("way", [{"renewed": True}, {"mode": "hot"}])
+def test_two_ways_of_timing_are_not_compared(tmp_path: Path, way: dict[str, Any]) -> None:
+    base, head = timed("k", 1.0, seed=1), timed("k", 1.2, seed=2)
+    assert head.timing is not None
+    other = dataclasses.replace(head, timing=dataclasses.replace(head.timing, **way))
+    assert gated(tmp_path / "one", base, head).exit_code() is GateExit.REGRESSION
+    result = gated(tmp_path / "two", base, other)
+    assert result.exit_code() is GateExit.NOTHING
+    assert result.cells[0].reason.startswith("timed in two ways: base cold, on inputs that came back, head ")
 
 
 def test_two_devices_are_not_compared(tmp_path: Path) -> None:
