@@ -1,14 +1,33 @@
-"""Plugins planted by tests are found like any installed one, by their entry points, in this process and in workers."""
+"""For all tests of the harness: made-up runs to read, and plugins.
+
+Plugins planted by tests are found like any installed one, by their entry points, in this process and in workers.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 Register = Callable[[Mapping[str, str], Path], None]
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    """The maker of made-up runs, ``report/builder.py``."""
+    path = Path(__file__).parent / "report" / "builder.py"
+    spec = importlib.util.spec_from_file_location("run_builder", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")

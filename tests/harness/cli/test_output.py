@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -15,7 +14,6 @@ from attnbench.harness.cli import app
 from attnbench.harness.run import journal
 from attnbench.harness.run.errors import Exit, RunError, make_folder, writing
 
-BUILDER = Path(__file__).parents[1] / "report" / "builder.py"
 # A system's folder where none can be made, and what would lie under a file.
 NOWHERE = ("/proc/none", "{here}/file/below")
 
@@ -40,14 +38,8 @@ def bench(words: str, **places: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run to read; read only."""
-    spec = importlib.util.spec_from_file_location("output_builder", BUILDER)
-    assert spec
-    assert spec.loader
-    builder = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = builder
-    spec.loader.exec_module(builder)
     groups = builder.problems(lengths=(1024,), head_dims=(64,))
     folder: Path = builder.write_run(tmp_path_factory.mktemp("results") / "run", groups, builder.ENVIRONMENT)
     return folder

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +24,6 @@ from attnbench.harness.run.record import Cell
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DRIVER = "chromedriver"
 HOSTILE_REASON = "<img src=x onerror=alert(1)> in <b>row</b> 3 & more"
-BUILDER = Path(__file__).parents[1] / "report" / "builder.py"
 
 
 def browser() -> str | None:
@@ -53,18 +50,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             "deselected: tests of the site in a browser (no Chromium with chromedriver here)"
         )
-
-
-@pytest.fixture(scope="session")
-def builder() -> ModuleType:
-    """The report's tests' maker of runs."""
-    spec = importlib.util.spec_from_file_location("publish_builder", BUILDER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
