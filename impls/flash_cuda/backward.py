@@ -62,12 +62,9 @@ class BackwardPlan:
         dk: Layout, dv: Layout, lists: tuple[int, ...] | None,
     ) -> BackwardPlan:  # fmt: skip
         """The plan for tensors of these layouts; lists is the shape of the indices by key."""
-        (batch, seqlen_q, heads, head_dim), (_, seqlen_k, kv_heads, head_dim_v) = q[0], v[0]
+        (batch, seqlen_q, heads, _), (_, seqlen_k, kv_heads, _) = q[0], v[0]
         band = Band.of(options.left, options.right, options.bottom_right, seqlen_q, seqlen_k)
-        shape = Shape(
-            DTYPES[dtype], batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v,
-            band.left is not None, band.right is not None, options.dropout_p > 0, options.mask_block,
-        )  # fmt: skip
+        shape = Shape.of(options, band, DTYPES[dtype], q[0], v[0])
         config = backward_kernel(shape, options.deterministic)
         row_blocks = ceil_div(seqlen_q, config.ROWS)
         tiles, planes = ceil_div(seqlen_k, config.keys), batch * kv_heads

@@ -7,6 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attnbench.impls.flash_api import Options
     from attnbench.impls.flash_api.band import Band
 
 L2_WORKING_SET = 32 * 2**20
@@ -42,6 +45,15 @@ class Shape:
     dropout: bool = False
     mask_block: tuple[int, int] = (0, 0)
     """(queries, keys) of a block of the lists, (0, 0) without."""
+
+    @staticmethod
+    def of(options: Options, band: Band, dtype: str, q: Sequence[int], v: Sequence[int]) -> Shape:
+        """The shape of a call whose q and v have these BSHD shapes."""
+        (batch, seqlen_q, heads, head_dim), (_, seqlen_k, kv_heads, head_dim_v) = q, v
+        return Shape(
+            dtype, batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v,
+            band.left is not None, band.right is not None, options.dropout_p > 0, options.mask_block,
+        )  # fmt: skip
 
     @property
     def group(self) -> int:

@@ -56,12 +56,9 @@ class ForwardPlan:
         lists: tuple[int, ...] | None,
     ) -> ForwardPlan:  # fmt: skip
         """The plan for tensors of these layouts; lists is the shape of their indices."""
-        (batch, seqlen_q, heads, head_dim), (_, seqlen_k, kv_heads, head_dim_v) = q[0], v[0]
+        (batch, seqlen_q, heads, _), (_, seqlen_k, kv_heads, _) = q[0], v[0]
         band = Band.of(options.left, options.right, options.bottom_right, seqlen_q, seqlen_k)
-        shape = Shape(
-            DTYPES[dtype], batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v,
-            band.left is not None, band.right is not None, options.dropout_p > 0, options.mask_block,
-        )  # fmt: skip
+        shape = Shape.of(options, band, DTYPES[dtype], q[0], v[0])
         sms = multiprocessors(device)
         config = forward_kernel(shape, sms)
         queries, splits = queries_of(config, shape), splits_of(config, shape, band, sms)
