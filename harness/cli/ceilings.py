@@ -12,7 +12,7 @@ import typer
 
 from attnbench.harness.cli import machine, options
 from attnbench.harness.cli.show import print_table
-from attnbench.harness.run.errors import make_folder, writing
+from attnbench.harness.run.errors import make_folder, write_files
 from attnbench.harness.run.gpus import visible_gpus
 
 if TYPE_CHECKING:
@@ -71,7 +71,4 @@ def _write(folder: Path, document: dict[str, Any], sampled: list[Sampled]) -> li
     }
     plot = Plot("ceilings", "Ceilings", lambda: ceiling_table.draw(sampled))
     files |= {f"ceilings.{kind}": content for kind, content in plot.encode("png", "svg").items()}
-    with writing(folder):
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-    return [folder / name for name in files]
+    return write_files(folder, files)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attnbench.harness.cli import left_out, options
-from attnbench.harness.run.errors import RunError, make_folder, writing
+from attnbench.harness.run.errors import RunError, make_folder, write_files
 
 if TYPE_CHECKING:
     from attnbench.harness.gate.compare import Change
@@ -160,7 +160,4 @@ def _write(
     for plot in change_plots(changes, margin, title):
         for kind, image in plot.encode("png", "svg").items():
             files[f"{plot.name}.{kind}"] = image
-    with writing(folder):
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-    return [folder / name for name in files]
+    return write_files(folder, files)

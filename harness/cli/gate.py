@@ -18,7 +18,7 @@ import typer
 
 from attnbench.harness.cli import machine, options
 from attnbench.harness.registry import entries
-from attnbench.harness.run.errors import MENDABLE, Exit, RunError, make_folder, writing
+from attnbench.harness.run.errors import MENDABLE, Exit, RunError, make_folder, write_files
 from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.plan import make_plan, select_impls
 from attnbench.harness.run.suite import load_suite
@@ -213,9 +213,7 @@ def gate_power(
         }
         for kind, image in power_plot(found.curves, design.threshold, title).encode("png", "svg").items():
             files[f"power.{kind}"] = image
-        with writing(output_dir):
-            for name, content in files.items():
-                (output_dir / name).write_bytes(content)
+        write_files(output_dir, files)
     if as_json:
         typer.echo(json.dumps(document))
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attnbench.harness.cli import left_out, options
-from attnbench.harness.run.errors import RunError, make_folder, unknown_word, writing
+from attnbench.harness.run.errors import RunError, make_folder, unknown_word, write_files
 
 if TYPE_CHECKING:
     from attnbench.harness.report.history import Course
@@ -65,9 +65,7 @@ def history(
         files = {"history.json": json.dumps(document, indent=1).encode() + b"\n"}
         for plot in history_plots(found):
             files |= {f"{plot.name}.{kind}": image for kind, image in plot.encode("png", "svg").items()}
-        with writing(output_dir):
-            for name, content in files.items():
-                (output_dir / name).write_bytes(content)
+        write_files(output_dir, files)
     if as_json:
         typer.echo(json.dumps(document))
         return

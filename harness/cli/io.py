@@ -15,7 +15,7 @@ import typer
 from attnbench.harness.cli import machine, options
 from attnbench.harness.cli.show import print_table
 from attnbench.harness.registry import entries
-from attnbench.harness.run.errors import Exit, RunError, make_folder, writing
+from attnbench.harness.run.errors import Exit, RunError, make_folder, write_files
 from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.plan import make_plan, select_impls
 from attnbench.harness.run.suite import load_suite
@@ -205,7 +205,4 @@ def _write(
     for figure_name, draw in figures.items():
         encoded = Plot(figure_name, figure_name, draw).encode("png", "svg")
         files |= {f"{figure_name}.{kind}": content for kind, content in encoded.items()}
-    with writing(folder):
-        for file_name, content in files.items():
-            (folder / file_name).write_bytes(content)
-    return [folder / file_name for file_name in files]
+    return write_files(folder, files)

@@ -13,7 +13,7 @@ from attnbench.harness.report.metrics import Metric, did_you_mean, metrics_named
 from attnbench.harness.report.plots import Plot, plots
 from attnbench.harness.report.summary import summarise
 from attnbench.harness.report.tables import build
-from attnbench.harness.run.errors import make_folder, writing
+from attnbench.harness.run.errors import make_folder, write_files, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,10 +97,6 @@ def _encoded(figures: Iterable[Plot]) -> list[tuple[Plot, dict[str, bytes]]]:
 def _write_images(images: list[tuple[Plot, dict[str, bytes]]], out: Path) -> list[Path]:
     if images:
         make_folder(out)
-    files = {
-        out / f"{plot.name}.{kind}": content for plot, kinds in images for kind, content in kinds.items()
-    }
-    with writing(out):
-        for path, content in files.items():
-            path.write_bytes(content)
-    return list(files)
+    return write_files(
+        out, {f"{plot.name}.{kind}": content for plot, kinds in images for kind, content in kinds.items()}
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -50,6 +50,14 @@ def make_folder(folder: Path) -> Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes each content under its name into ``folder``, which is there; their paths. RunError where it cannot."""
+    with writing(folder):
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    return [folder / name for name in files]
 
 
 def unknown_word(kind: str, word: str, known: Iterable[str]) -> str:
