@@ -15,8 +15,8 @@ from attnbench.harness.conform.verdict import Verdict
 from attnbench.harness.contract import Implementation
 from attnbench.harness.measure.capture import CaptureFailed
 from attnbench.harness.oracle.judge import Oracle
+from attnbench.harness.run.calls import device_of
 from attnbench.harness.run.channel import Message
-from attnbench.harness.run.solver import device_of
 from attnbench.harness.run.worker import failure
 
 LARGE_BYTES = 256 << 20

@@ -17,7 +17,7 @@ from attnbench.harness.contract import Device, Implementation
 from attnbench.harness.oracle.inputs import make_inputs
 from attnbench.harness.problem import Problem
 from attnbench.harness.registry import PluginError, load
-from attnbench.harness.run.solver import make_call
+from attnbench.harness.run.calls import make_call
 
 WARM_CALLS = 2
 

@@ -32,9 +32,18 @@ from attnbench.harness.measure.timing import (
     warm_up,
 )
 from attnbench.harness.oracle.dropout import GeneratorState
-from attnbench.harness.oracle.inputs import Inputs, judging_dout, make_inputs
+from attnbench.harness.oracle.inputs import Inputs, make_inputs
 from attnbench.harness.oracle.judge import Oracle, WrongAnswer, judge
 from attnbench.harness.problem import Problem
+from attnbench.harness.run.calls import (
+    answer_of,
+    copied,
+    device_of,
+    make_call,
+    named,
+    refuse_unfinished,
+    weighed_answer,
+)
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.dropped import is_cheap_to_probe, judged_oracle, probe_oracle
 from attnbench.harness.run.memory_state import checksums, poison
@@ -203,11 +212,11 @@ class Solver:
         before = checksums(inputs)
         memory: Message = {}
         if weigh:
-            answer, peak = _weighed_answer(posed, prepared, inputs, self._judged_by, self._device)
+            answer, peak = weighed_answer(posed, prepared, inputs, self._judged_by, self._device)
             memory = {"memory": self._weighed(posed, peak)}
         else:
             poison(posed, self._device)
-            answer = _answer(posed, prepared, inputs, self._judged_by)
+            answer = answer_of(posed, prepared, inputs, self._judged_by)
         self._synchronize()
         changed = [name for name, bits in checksums(inputs).items() if bits != before[name]]
         if changed:
@@ -239,9 +248,9 @@ class Solver:
         turn, slot = self._take_turn(posed, len(probes), samples, turn_ms, mode)
         seen: Seen = turn.seen
         if "graph" not in mode:  # a replay writes over the results of the one before it
-            _refuse_unfinished(turn.kept, seen.results)
+            refuse_unfinished(turn.kept, seen.results)
         probe = self._probe(posed, probes[slot], slot, seen.symmetry)
-        judgement = _judged(probe, _named(posed, seen.results)) if probe else None
+        judgement = _judged(probe, named(posed, seen.results)) if probe else None
         return {
             "ms": turn.ms,
             "host_us": sorted(turn.host_us)[len(turn.host_us) // 2] if turn.host_us else None,
@@ -275,7 +284,7 @@ class Solver:
                 rewarm=before.once if before else None,
                 flush=None if "hot" in mode else self._flush,
                 renew=[one.renewed.renew for one in timed],
-                look=lambda results: Seen(_copied(results), timed[keep].renewed.symmetry),
+                look=lambda results: Seen(copied(results), timed[keep].renewed.symmetry),
             ),
             clocks=self._clocks,
             hold_ms=pace.hold_ms,
@@ -422,108 +431,6 @@ class Solver:
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def device_of(device: torch.device) -> Device:
-    """The contract's Device for torch's, with what CUDA says of it."""
-    if device.type != "cuda":
-        return Device(device.type)
-    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    return Device("cuda", device.index or 0, name, capability)
-
-
-def make_call(problem: Problem, prepared: Prepared, inputs: Inputs, *, again: bool = False) -> Call:
-    """What one call of the problem's direction is. Results: out; (dq, dk, dv); or both in a row.
-
-    again: the call will be made many times. A ``bwd`` call then runs the forward once, here, and keeps its graph;
-    otherwise the forward is part of the call (first call and memory, which a training step pays for both passes).
-    """
-    q, k, v, dout = inputs.q, inputs.k, inputs.v, inputs.dout
-    if problem.direction == "fwd":
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return (prepared.attend(q, k, v),)
-
-        return forward
-    leaves = tuple(tensor.detach().requires_grad_() for tensor in (q, k, v))
-    if problem.direction == "bwd" and again:
-        out = prepared.attend(*leaves)
-        return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
-
-    def both() -> Any:
-        result = prepared.attend(*leaves)
-        return (result.detach(), *torch.autograd.grad(result, leaves, dout))
-
-    return both
-
-
-def _named(problem: Problem, results: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Names a timed call's results. dK and dV depend on every row of dO, and the probes hold a few: not compared."""
-    names = {"fwd": ("out",), "bwd": ("dq",), "fwd_bwd": ("out", "dq")}[problem.direction]
-    return dict(zip(names, results, strict=False))
-
-
-def _answer(problem: Problem, prepared: Prepared, inputs: Inputs, oracle: Oracle) -> dict[str, torch.Tensor]:
-    """The tensors to be judged, made by the very function that is timed; the lse by its companion."""
-    if problem.direction == "fwd":
-        with torch.no_grad():
-            answer = {"out": _tensor(prepared.attend(inputs.q, inputs.k, inputs.v))}
-            if prepared.attend_with_lse is not None:
-                answer["lse"] = prepared.attend_with_lse(inputs.q, inputs.k, inputs.v)[1]
-        return answer
-    leaves = tuple(tensor.detach().requires_grad_() for tensor in (inputs.q, inputs.k, inputs.v))
-    out = _tensor(prepared.attend(*leaves))
-    # Timing runs the backward again and again over one graph, so it is a repeated backward that is judged.
-    dout = judging_dout(inputs, oracle.rows)
-    torch.autograd.grad(out, leaves, dout, retain_graph=True)
-    grads = torch.autograd.grad(out, leaves, dout)
-    return {"out": out.detach()} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
-
-
-def _weighed_answer(
-    problem: Problem, prepared: Prepared, inputs: Inputs, oracle: Oracle, device: torch.device
-) -> tuple[dict[str, torch.Tensor], Peak]:
-    """The tensors to be judged, out of the very call that was weighed; the lse by its companion."""
-    if problem.direction != "fwd":
-        inputs = dataclasses.replace(inputs, dout=judging_dout(inputs, oracle.rows))
-    call = make_call(problem, prepared, inputs)
-    peak = peak_of(call, device, before=lambda: poison(problem, device))
-    answer = dict(zip(("out", "dq", "dk", "dv"), peak.result, strict=False))
-    answer["out"] = _tensor(answer["out"])
-    if problem.direction == "fwd" and prepared.attend_with_lse is not None:
-        with torch.no_grad():
-            answer["lse"] = prepared.attend_with_lse(inputs.q, inputs.k, inputs.v)[1]
-    return answer, peak
-
-
-def _tensor(out: object) -> torch.Tensor:
-    """``out`` if it is a plain tensor: a subclass may work its elements out only when they are asked for."""
-    if type(out) is not torch.Tensor:
-        kind = (
-            f"a {type(out).__name__}"
-            if not isinstance(out, torch.Tensor)
-            else f"the subclass {type(out).__name__}"
-        )
-        raise Refusal(Status.INCORRECT, f"attend returned {kind}, not a plain Tensor")
-    return out
-
-
-def _copied(results: tuple[object, ...]) -> tuple[torch.Tensor, ...]:
-    with torch.no_grad():
-        return tuple(_tensor(result).clone() for result in results)
-
-
-def _refuse_unfinished(results: tuple[torch.Tensor, ...], seen: tuple[torch.Tensor, ...]) -> None:
-    """Refuses results that are not what they were when their sample ended."""
-    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for now, then in zip(results, seen, strict=True):
-        kind = bits.get(now.element_size(), now.dtype)
-        if not torch.equal(now.detach().view(kind), then.view(kind)):
-            why = "left to another stream, thread or call, or written over by a later one"
-            raise Refusal(
-                Status.INCORRECT, f"a timed call: its results were not there when its sample ended: {why}"
-            )
 
 
 def _marking(problem: Problem, timed: Timed) -> Call:

@@ -9,9 +9,10 @@ from typing import Any
 from attnbench.harness.contract import Candidate
 from attnbench.harness.measure.timing import first_hold_ms, warm_up
 from attnbench.harness.problem import Problem
+from attnbench.harness.run.calls import device_of, make_call
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.plan import GroupPlan
-from attnbench.harness.run.solver import Pace, Solver, device_of, make_call
+from attnbench.harness.run.solver import Pace, Solver
 
 SAMPLES = 5
 TURN_MS = 50.0

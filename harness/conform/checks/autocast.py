@@ -19,6 +19,8 @@ def check(posed: Posed) -> None:
     try:
         with torch.autocast(posed.device.type, dtype=dtype):
             out = posed.prepared.attend(*leaves)
+    # Libraries refuse a mixture of dtypes with any of these, xformers with an assertion or NotImplementedError; whoever
+    # refuses has answered nothing wrongly, and what else is raised is an ERROR.
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
         said = str(error).strip() or posed.fail("under autocast it raises without a word")
         raise Declined(f"does not take part in autocast: {said.splitlines()[0]}") from None

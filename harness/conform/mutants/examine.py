@@ -14,7 +14,7 @@ from attnbench.harness.conform.suite import widest
 from attnbench.harness.conform.verdict import FAILURES
 from attnbench.harness.contract import Implementation
 from attnbench.harness.oracle.judge import Oracle
-from attnbench.harness.run.solver import device_of
+from attnbench.harness.run.calls import device_of
 
 
 @dataclass(frozen=True)

@@ -317,7 +317,7 @@ def test_results_that_change_after_their_sample_are_refused(
     timed: Any, monkeypatch: pytest.MonkeyPatch, cheat: Cheat, direction: Direction
 ) -> None:
     assert not timed(cheat, direction)[0]
-    monkeypatch.setattr(solver_module, "_refuse_unfinished", lambda *_: None)
+    monkeypatch.setattr(solver_module, "refuse_unfinished", lambda *_: None)
     assert timed(cheat, direction)[
         0
     ]  # nothing else sees it: each answer was right when it was looked at, or not compared

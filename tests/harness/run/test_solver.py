@@ -148,7 +148,7 @@ def test_a_turn_that_raises_gives_its_memory_back(
 
     alive: list[list[bool]] = []
     given_back = ready.do_release
-    monkeypatch.setattr(solver, "_refuse_unfinished", refuse)
+    monkeypatch.setattr(solver, "refuse_unfinished", refuse)
     monkeypatch.setattr(ready, "do_release", release)
     with pytest.raises(Refusal, match="planted"):
         ready.do_turn(plan().problems[0].key, oracle["probes"], 2, 100.0, "cold", keep_memory=True)
