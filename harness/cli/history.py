@@ -16,7 +16,7 @@ from attnbench.harness.run.errors import RunError, make_folder, unknown_word, wr
 if TYPE_CHECKING:
     from attnbench.harness.report.history import Course
 
-COLUMNS = ("implementation", "problem", "device", "runs", "first ms", "last ms", "changes")
+COLUMNS = ("implementation", "problem", "device", "timed", "runs", "first ms", "last ms", "changes")
 
 
 def history(
@@ -83,7 +83,7 @@ def _row(course: Course) -> tuple[str, ...]:
     )
     key = course.key
     times = f"{points[0].ms:.4g}", f"{points[-1].ms:.4g}"
-    return (key.impl, key.problem, key.device, str(len(points)), *times, changes)
+    return (key.impl, key.problem, key.device, key.way, str(len(points)), *times, changes)
 
 
 def _json(course: Course) -> dict[str, Any]:

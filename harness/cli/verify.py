@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from attnbench.harness.cli import machine, options, published
+from attnbench.harness.cli import left_out, machine, options, published
 from attnbench.harness.run.errors import RunError
 from attnbench.harness.run.gpus import visible_gpus
 from attnbench.harness.run.progress import make_progress
@@ -37,6 +37,8 @@ def verify(
     (chosen,) = machine.choose_devices(options.split([device] if device else None)[:1], gpus)
     name = "cpu" if chosen == "cpu" else gpus[int(chosen.partition(":")[2])].name
     loaded = published.load(published.find(results or [published.RESULTS]).runs)
+    for one in loaded:
+        left_out.tell(one.run.folder, one.run.problems)
 
     from attnbench.harness.publish import verify as verification
 

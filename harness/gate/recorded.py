@@ -26,7 +26,7 @@ from attnbench.harness.gate.rounds import RoundLogs
 from attnbench.harness.report.load import LoadError, Run, load_run
 from attnbench.harness.report.stats import Array
 from attnbench.harness.run.errors import RunError
-from attnbench.harness.run.record import Cell, Status, Timing
+from attnbench.harness.run.record import Cell, Status
 
 CAVEAT = (
     "the two sides were not measured side by side: how another process or another hour would differ is not in these "
@@ -163,14 +163,10 @@ def _unanswered(key: CellKey, base: Cell | None, head: Cell | None) -> CellResul
         return CellResult(*key, Answer.SKIPPED, _why("head", head))
     if not answered["head"]:
         return CellResult(*key, Answer.LOST, _why("head", head))
-    ways = [_way(cell.timing) for cell in (base, head) if cell and cell.timing]
+    ways = [cell.timing.way for cell in (base, head) if cell and cell.timing]
     if ways[0] != ways[1]:
         return CellResult(*key, Answer.SKIPPED, f"timed in two ways: base {ways[0]}, head {ways[1]}")
     return None
-
-
-def _way(timing: Timing) -> str:
-    return f"{timing.mode}, on inputs that {'were new for every call' if timing.renewed else 'came back'}"
 
 
 def _why(side: str, cell: Cell | None) -> str:

@@ -34,12 +34,12 @@ DESCRIBING = ("commit", "torch", "triton", "cuda", "driver", "python")
 
 
 class CourseKey(NamedTuple):
-    """What forms one course."""
+    """What forms one course. way: of timing."""
 
     impl: str
     problem: str
     device: str
-    mode: str
+    way: str
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,8 @@ def _points(run: Run) -> Iterator[tuple[CourseKey, Point]]:
     facts = {name: str(run.environment[name]) for name in DESCRIBING if run.environment.get(name)}
     for cell in run.cells:
         if cell.timing:
-            key = CourseKey(
-                cell.impl, cell.problem.key, names.get(cell.device, cell.device), cell.timing.mode
-            )
+            device = names.get(cell.device, cell.device)
+            key = CourseKey(cell.impl, cell.problem.key, device, cell.timing.way)
             yield key, _point(run, cell, facts)
 
 

@@ -62,7 +62,7 @@ def _draw(courses: Sequence[Course]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
         axes.grid(visible=True, axis="y", linewidth=0.5, color=GRID["grid.color"])
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{course.key.impl}\n{course.key.problem}", fontsize=8, loc="left")
+        axes.set_title(f"{course.key.impl}\n{course.key.problem}, {course.key.way}", fontsize=8, loc="left")
     for axes in list(figure.axes)[len(courses) :]:
         axes.remove()
     return figure

@@ -107,6 +107,11 @@ class Timing:
         if not self.rounds or not all(turn and all(0 < ms < math.inf for ms in turn) for turn in self.rounds):
             raise RecordError("a timing holds at least one round and every sample is finite and above 0 ms")
 
+    @property
+    def way(self) -> str:
+        """How it was timed; times of two ways are not compared."""
+        return f"{self.mode}, on inputs that {'were new for every call' if self.renewed else 'came back'}"
+
 
 @dataclass(frozen=True)
 class Memory:

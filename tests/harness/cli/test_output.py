@@ -129,3 +129,9 @@ def test_lines_that_cannot_be_read_are_told_and_counted_and_no_failure(
 @pytest.mark.parametrize("command", ["export", "history"])
 def test_nothing_is_told_of_a_whole_run(run: Path, tmp_path: Path, command: str) -> None:
     assert "left out" not in bench(READERS[command](tmp_path), run=run).stderr
+
+
+def test_verify_tells_what_it_could_not_look_for_a_row_in(torn: Path) -> None:
+    done = bench("verify nowhere --results {run}", run=torn)
+    assert done.exit_code == Exit.USAGE
+    assert "2 lines, records.jsonl:2 to records.jsonl:3: the line is torn" in done.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +83,21 @@ def test_the_command_names_the_run_and_what_came_with_it(results: Path, tmp_path
     text = bench("history", results, "--only-changed").stdout
     assert [line.split("\t")[0] for line in text.splitlines()] == ["moved"]
     assert "at 2026-01-04-abc (torch 2.11 → 2.13)" in text
+
+
+def test_runs_timed_in_two_ways_form_two_courses(results: Path, builder: ModuleType) -> None:
+    """Inputs that come back may lie in a cache, or be recognised: such a time says nothing of a later one."""
+    folder = results / "card" / "2026-01-07-abc"
+    cell = builder.ok_cell("steady", PROBLEM, 0.5)
+    cell = dataclasses.replace(cell, timing=dataclasses.replace(cell.timing, renewed=not cell.timing.renewed))
+    journal = Journal(folder)
+    journal.append([cell], builder.group_of([cell]))
+    journal.close()
+    (folder / "environment.json").write_text((results / "card/2026-01-06-abc/environment.json").read_text())
+    courses = json.loads(bench("history", results, "--only", "steady", "--json").stdout)["courses"]
+    assert sorted(len(course["points"]) for course in courses) == [1, 6]
+    assert len({course["way"] for course in courses}) == 2
+    assert "came back" in bench("history", results, "--only", "steady").stdout
 
 
 def test_what_cannot_be_shown_is_said_in_a_line(results: Path, tmp_path: Path) -> None:
