@@ -34,11 +34,13 @@ LONGEST_HOLD_MS = 60.0
 HOLD_ATTEMPTS = 2
 
 
-def first_hold_ms(call_ms: float) -> float:
-    """How long to hold the stream for calls that were never held: a long call's launches may take long to queue, and
-    a hold that is a fifth of the call costs less than a second attempt.
+def first_hold_ms(call_ms: float, queue_ms: float = 0.0) -> float:
+    """How long to hold the stream for calls that were never held. queue_ms: what queueing them all may take.
+
+    A long call's launches may take long to queue, and a hold that is a fifth of the call costs less than a second
+    attempt; one that is twice what queueing takes costs less than that as well.
     """
-    return min(max(FIRST_HOLD_MS, call_ms / 5), LONGEST_HOLD_MS)
+    return min(max(FIRST_HOLD_MS, call_ms / 5, 2 * queue_ms), LONGEST_HOLD_MS)
 
 
 @dataclass(frozen=True)
@@ -187,21 +189,28 @@ class CacheFlush:
         self._buffer.zero_()
 
 
-def warm_up(
-    call: Call, device: torch.device, *, budget_ms: float = 10.0, settle: float = 0.03
-) -> tuple[int, float]:
-    """Calls until three calls in a row differ by less than ``settle`` or the budget is spent, at least once.
-
-    Returns how many calls that took, and the host's time of the last one in ms, device work included.
+@dataclass(frozen=True)
+class Warm:
+    """calls: how many were made. Of the last one in ms, by the host: call_ms until the device was done, queue_ms until
+    it was queued.
     """
+
+    calls: int
+    call_ms: float
+    queue_ms: float
+
+
+def warm_up(call: Call, device: torch.device, *, budget_ms: float = 10.0, settle: float = 0.03) -> Warm:
+    """Calls until three calls in a row differ by less than ``settle`` or the budget is spent, at least once."""
     times: list[float] = []
     while not times or sum(times) < budget_ms:
         begin = perf_counter()
         call()
+        queue_ms = (perf_counter() - begin) * 1e3
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append((perf_counter() - begin) * 1e3)
         last = times[-3:]
         if len(last) == 3 and max(last) - min(last) <= settle * min(last):
             break
-    return len(times), times[-1]
+    return Warm(len(times), times[-1], queue_ms)

@@ -7,11 +7,12 @@ import math
 import random
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -27,6 +28,7 @@ from attnbench.harness.measure.timing import (
     CacheFlush,
     Call,
     Turn,
+    Warm,
     first_hold_ms,
     take_turn,
     warm_up,
@@ -96,10 +98,21 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a call took last, and how long the stream must be held to queue a turn of them; both in ms."""
+    """How long a call took last, and how long the stream must be held to queue a turn of them; both in ms. queue_ms:
+    where none was queued yet, what queueing one call took while it was warmed up.
+    """
 
     call_ms: float
     hold_ms: float
+    queue_ms: float = 0.0
+
+    @classmethod
+    def of(cls, warm: Warm) -> Self:
+        return cls(warm.call_ms, first_hold_ms(warm.call_ms), warm.queue_ms)
+
+    def hold_for(self, calls: int) -> float:
+        """How long to hold the stream for a turn of so many calls."""
+        return first_hold_ms(self.call_ms, calls * self.queue_ms) if self.queue_ms else self.hold_ms
 
 
 class Solver:
@@ -272,6 +285,8 @@ class Solver:
         taken = [(self._calls_made + i) % slots for i in range(count)]
         timed = [self._timed(slot, graph=graph) for slot in taken]
         before = self._before(slots, graph=graph) if pace.call_ms <= LONGEST_REWARMED_MS else None
+        for one, changes in Counter([*timed, *([before] if before else [])]).items():
+            one.renewed.draw(changes)
         self._calls_made += count
         keep = self._random.randrange(count)
         calls = [one.call for one in timed]
@@ -287,7 +302,7 @@ class Solver:
                 look=lambda results: Seen(copied(results), timed[keep].renewed.symmetry),
             ),
             clocks=self._clocks,
-            hold_ms=pace.hold_ms,
+            hold_ms=pace.hold_for(count + bool(before)),
         )
         self._paces[problem.key] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
         return turn, taken[keep]
@@ -355,9 +370,9 @@ class Solver:
             # A judged call is behind it, and caches and clocks come back early in the first sample.
             self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
             return 0
-        made, call_ms = warm_up(self._before(slots, graph=graph).once, self._device)
-        self._paces[problem.key] = Pace(call_ms, first_hold_ms(call_ms))
-        return made
+        warm = warm_up(self._before(slots, graph=graph).once, self._device)
+        self._paces[problem.key] = Pace.of(warm)
+        return warm.calls
 
     def _before(self, slots: int, *, graph: bool) -> Timed:
         """What may be called ahead of the next sample: another slot than that sample's, where there is another."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from attnbench.harness.contract import Candidate
-from attnbench.harness.measure.timing import first_hold_ms, warm_up
+from attnbench.harness.measure.timing import warm_up
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.calls import device_of, make_call
 from attnbench.harness.run.channel import Message
@@ -67,8 +67,7 @@ class Tuner(Solver):
         if (problem, index) in self._own_paces:
             self._paces[problem] = self._own_paces[problem, index]
         else:
-            _, call_ms = warm_up(self._before(slots, graph=False).once, self._device)
-            self._paces[problem] = Pace(call_ms, first_hold_ms(call_ms))
+            self._paces[problem] = Pace.of(warm_up(self._before(slots, graph=False).once, self._device))
 
     @contextmanager
     def _using(self, plan: dict[str, Any], problem: str, index: int) -> Iterator[None]:

@@ -20,6 +20,7 @@ from attnbench.harness.measure.timing import (
     Around,
     CacheFlush,
     Turn,
+    first_hold_ms,
     take_turn,
     warm_up,
 )
@@ -104,9 +105,9 @@ class Host:
 
 def warmed(monkeypatch: pytest.MonkeyPatch, costs_ms: Iterator[float], **options: float) -> int:
     host = Host(monkeypatch)
-    calls, last_ms = warm_up(lambda: host.spend(next(costs_ms)), CPU, **options)
-    assert last_ms > 0
-    return calls
+    warm = warm_up(lambda: host.spend(next(costs_ms)), CPU, **options)
+    assert warm.call_ms == warm.queue_ms > 0
+    return warm.calls
 
 
 def test_warm_up_stops_when_three_calls_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +123,14 @@ def test_warm_up_ends_with_its_budget_when_calls_never_agree(monkeypatch: pytest
 
 def test_warm_up_with_a_looser_bound_stops_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     assert warmed(monkeypatch, itertools.cycle([1.0, 1.2]), settle=0.3) == 3
+
+
+def test_what_a_call_takes_to_queue_is_without_the_device_s_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    warm = warm_up(lambda: stream.queue(0.5, 2.0), CUDA)
+    assert (warm.queue_ms, warm.call_ms) == pytest.approx((0.5, 2.5))
+    assert first_hold_ms(warm.call_ms, 6 * warm.queue_ms) == pytest.approx(6.0)
+    assert first_hold_ms(warm.call_ms, 100 * warm.queue_ms) == LONGEST_HOLD_MS
 
 
 # ---- on a simulated stream --------------------------------------------------------------------------------

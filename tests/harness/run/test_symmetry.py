@@ -43,6 +43,7 @@ def test_one_reference_answers_all_of_them(name: str, direction: Direction) -> N
     problem = PROBLEMS[name].with_direction(direction)
     of_drawn = oracle(problem, drawn(problem))
     renewed = Renewed(problem, drawn(problem), seed=1)
+    renewed.draw(2)  # ahead; the third when it is needed
     for _ in range(3):
         renewed.renew()
         expected, got = renewed.symmetry.expected(of_drawn), oracle(problem, renewed.inputs)
@@ -56,7 +57,10 @@ def test_one_reference_answers_all_of_them(name: str, direction: Direction) -> N
 def test_all_changes_at_once_are_those_one_after_the_other() -> None:
     problem = PROBLEMS["grouped"].with_direction("fwd_bwd")
     renewed, anew = Renewed(problem, drawn(problem), seed=1), drawn(problem)
-    renewed.renew()
+    shift = (0, 0)
+    while not (shift[0] % problem.batch and shift[1] % problem.kv_heads):
+        renewed.renew()
+        shift = renewed.symmetry.shift
     renewed.symmetry.change(anew)
     for tensor in dataclasses.fields(Inputs):
         assert torch.equal(getattr(anew, tensor.name), getattr(renewed.inputs, tensor.name))
@@ -85,7 +89,32 @@ def test_scores_of_a_plane_change_with_it() -> None:
         renewed.renew()
         here, there = (torch.einsum("bihd,bjhd->bhij", x.q, x.k) for x in (renewed.inputs, before))
         kept += torch.allclose(here, there, atol=1e-5)
-    assert 0 < kept < 32  # two planes, exchanged or not
+    assert kept == 16  # two planes, exchanged each time: every other time each is back
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "per-head"])
+def test_no_plane_stays_in_its_place(name: str) -> None:
+    problem = PROBLEMS[name]
+    renewed = Renewed(problem, drawn(problem), seed=1)
+    for _ in range(8):
+        before = renewed.inputs.q.clone()
+        renewed.renew()
+        for batch in range(problem.batch):
+            for head in range(problem.heads):
+                here, there = renewed.inputs.q[batch, :, head].abs(), before[batch, :, head].abs()
+                assert not torch.equal(here, there)
+
+
+def test_changes_drawn_ahead_are_others_and_are_made_in_their_order() -> None:
+    problem = PROBLEMS["grouped"]
+    renewed = Renewed(problem, drawn(problem), seed=1)
+    renewed.draw(3)
+    coming = [total for _, total in renewed._coming]
+    renewed.draw(2)  # are there already
+    for total in coming:
+        renewed.renew()
+        assert renewed.symmetry is total
+    assert len({tuple(total.s.tolist() + total.r.flatten().tolist()) for total in coming}) == 3
 
 
 def test_a_backward_s_graph_keeps_what_it_saved() -> None:

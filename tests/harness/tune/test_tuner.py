@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from attnbench.harness.contract import Candidate, Device
-from attnbench.harness.measure.timing import FIRST_HOLD_MS, LONGEST_HOLD_MS, Turn
+from attnbench.harness.measure.timing import FIRST_HOLD_MS, LONGEST_HOLD_MS, Turn, Warm
 from attnbench.harness.problem import Problem
 from attnbench.harness.run import solver
 from attnbench.harness.run.plan import GroupPlan
@@ -59,9 +59,9 @@ class Stream:
             self.take(calls, **rest), held=held, next_hold_ms=min(after, LONGEST_HOLD_MS)
         )
 
-    def warm_up(self, *_: Any) -> tuple[int, float]:
+    def warm_up(self, *_: Any) -> Warm:
         self.warmed.append(self.implementation.in_use)
-        return 1, 0.1
+        return Warm(1, 0.1, 0.0)
 
 
 @pytest.fixture
