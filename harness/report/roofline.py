@@ -33,7 +33,8 @@ def roofline(cells: pd.DataFrame, impls: list[str], style: dict[str, Style]) -> 
     cells = cells[cells["tflops"].notna() & cells["gemm_tflops"].notna()]
     sizes = sorted(cells["head_dim"].unique())
     with sns.axes_style("whitegrid", GRID):
-        figure = Figure(figsize=(3.5 * len(sizes) + 2.0, 3.4), layout="constrained")
+        height = max(3.4, 0.19 * (len(impls) + 2) + 0.2)  # as tall as its legend
+        figure = Figure(figsize=(3.5 * len(sizes) + 2.0, height), layout="constrained")
         panels = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0]
     for axes, size in zip(panels, sizes, strict=True):
         here = cells[cells["head_dim"] == size]

@@ -35,6 +35,14 @@ def test_the_ridge_stands_where_copy_and_gemm_meet() -> None:
     assert list(roof.get_ydata())[1:] == pytest.approx([700, 700])
 
 
+def test_the_legend_of_many_implementations_fits() -> None:
+    impls = [f"implementation-{number}" for number in range(24)]
+    figure = roofline(cells(), impls, styles(impls))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y0 >= 0
+
+
 def test_cells_without_ceilings_have_no_roofline() -> None:
     assert has_roofline(cells())
     assert not has_roofline(cells(gemm_tflops=float("nan")))
