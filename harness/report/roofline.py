@@ -33,7 +33,7 @@ def roofline(cells: pd.DataFrame, impls: list[str], style: dict[str, Style]) -> 
     cells = cells[cells["tflops"].notna() & cells["gemm_tflops"].notna()]
     sizes = sorted(cells["head_dim"].unique())
     with sns.axes_style("whitegrid", GRID):
-        height = max(3.4, 0.19 * (len(impls) + 2) + 0.2)  # as tall as its legend
+        height = max(3.4, 0.21 * (len(impls) + 2) + 0.1)  # as tall as its legend
         figure = Figure(figsize=(3.5 * len(sizes) + 2.0, height), layout="constrained")
         panels = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0]
     for axes, size in zip(panels, sizes, strict=True):
@@ -51,6 +51,7 @@ def roofline(cells: pd.DataFrame, impls: list[str], style: dict[str, Style]) -> 
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())  # its own writes TeX, which is not set here
     panels[0].set_ylabel("TFLOP/s")
     handles = [
         Line2D([], [], color=style[i].colour, marker=style[i].marker, linestyle="", markersize=style[i].size)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import matplotlib as mpl
 import pandas as pd
 import pytest
 
 from attnbench.harness.report.palette import styles
+from attnbench.harness.report.plots import RC
 from attnbench.harness.report.roofline import exp_roof, has_roofline, roofline
 
 
@@ -36,9 +38,10 @@ def test_the_ridge_stands_where_copy_and_gemm_meet() -> None:
 
 
 def test_the_legend_of_many_implementations_fits() -> None:
-    impls = [f"implementation-{number}" for number in range(24)]
-    figure = roofline(cells(), impls, styles(impls))
-    figure.draw_without_rendering()
+    impls = [f"impl-{number}" for number in range(24)]
+    with mpl.rc_context(RC):
+        figure = roofline(cells(), impls, styles(impls))
+        figure.draw_without_rendering()
     (legend,) = figure.legends
     assert legend.get_window_extent().y0 >= 0
 
