@@ -1,11 +1,12 @@
 """What can be done before anything is timed, while slow compilers keep the cores busy.
 
 A sweep that compiles problem by problem waits minutes for one compiler while the device and the other cores idle.
-Here several processes of one implementation take the run's problems from one queue; the worker that is judged and
-timed later finds their code in the library's own cache on disk. For as long as that lasts, every other worker
-prepares problems too, so that what it compiles or loads into its own process is there when its group comes, and the
-referee works out the oracle of the first groups. The times of these preparations are the cells' set-up and compile
-figures.
+Here several processes of one implementation take the run's problems from one queue. The worker that is judged and
+timed later prepares after them what they have compiled, out of the library's own cache on disk (a torch.compile
+traces anew in each process, for a second a problem), and takes its part of the queue while there is nothing of that.
+For as long as that lasts, every other worker prepares problems too, so that what it compiles or loads into its own
+process is there when its group comes, and the referee works out the oracle of the first groups. The times of the
+first preparations are the cells' set-up and compile figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import queue
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ from attnbench.harness.run.crew import Crew, Failure
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import REFEREE, Worker, WorkerLost
 from attnbench.harness.run.record import Status
-from attnbench.harness.run.waiting import wait_for_all
+from attnbench.harness.run.waiting import LOOK_EVERY_S, wait_for_all
 
 Prepared = dict[tuple[str, str], tuple[float, float]]
 """(implementation, problem key) -> (prepare_ms, first_call_ms)."""
@@ -41,10 +43,22 @@ _Posed = tuple[GroupPlan, Problem]
 
 
 @dataclass(frozen=True)
+class FirstCall:
+    """One that the worker of that pid has made: it need not make it again when its group comes. setup_mib: as in a
+    Memory."""
+
+    pid: int
+    setup_mib: float | None
+
+
+@dataclass(frozen=True)
 class Ahead:
-    """What is there before the first group. oracles: the referee's answer by group."""
+    """What is there before the first group. first_calls: by implementation and problem key, where no compiler is slow
+    (a guard of torch.compile may yet refuse a second preparation). oracles: the referee's answer by group.
+    """
 
     prepared: Prepared = field(default_factory=dict)
+    first_calls: dict[tuple[str, str], FirstCall] = field(default_factory=dict)
     oracles: dict[str, Message] = field(default_factory=dict)
 
 
@@ -65,14 +79,16 @@ def prepare_ahead(
         return Ahead()
     found = Ahead()
     compiled = threading.Event()
-    queues = {name: _problems(name, plans) for name in processes}
+    queues = {name: _Shared(_problems(name, plans)) for name in processes}
     hired = [(worker, queues[worker.role]) for worker in _hire(crew, processes)]
     others = [name for name in crew.versions if name not in processes and crew.pid(name)]
     with ThreadPoolExecutor(len(hired) + len(crew.versions) + 1) as pool, _ended(crew, hired, compiled):
         compiling = [pool.submit(_compile, worker, posed, time_limit_s, found) for worker, posed in hired]
-        compiling += [pool.submit(_prepare, crew, name, queues[name], found, compiled) for name in processes]
+        compiling += [
+            pool.submit(_prepare, crew, name, queues[name].compiled_or_left(), found) for name in processes
+        ]
         beside = [
-            pool.submit(_prepare, crew, name, _problems(name, plans, memory_mib), found, compiled)
+            pool.submit(_prepare, crew, name, _taken(_problems(name, plans, memory_mib), compiled), found)
             for name in others
         ]
         if oracle_folder:
@@ -127,35 +143,72 @@ def _taken(posed: queue.SimpleQueue[_Posed], stop: threading.Event | None = None
             return
 
 
-def _compile(worker: Worker, posed: queue.SimpleQueue[_Posed], time_limit_s: float, found: Ahead) -> None:
+class _Shared:
+    """One implementation's problems, shared by the processes that compile them."""
+
+    def __init__(self, posed: queue.SimpleQueue[_Posed]) -> None:
+        self._posed = posed
+        self._compiled: deque[_Posed] = deque()
+        self._in_progress = 0
+        self._changed = threading.Condition()
+
+    def take(self) -> _Posed | None:
+        """One that nobody has taken; whoever takes it says when it is done."""
+        with self._changed:
+            posed = next(_taken(self._posed), None)
+            self._in_progress += posed is not None
+            return posed
+
+    def done(self, posed: _Posed, *, compiled: bool) -> None:
+        with self._changed:
+            self._in_progress -= 1
+            if compiled:
+                self._compiled.append(posed)
+            self._changed.notify()
+
+    def compiled_or_left(self) -> Iterator[_Posed]:
+        """Those that others have compiled, in turn; while there is none, those that nobody has taken; to the last."""
+        while True:
+            with self._changed:
+                posed = self._compiled.popleft() if self._compiled else next(_taken(self._posed), None)
+                if posed is None:
+                    if not self._in_progress:
+                        return
+                    self._changed.wait(LOOK_EVERY_S)
+                    continue
+            yield posed
+
+
+def _compile(worker: Worker, shared: _Shared, time_limit_s: float, found: Ahead) -> None:
     """One hired process."""
 
     def answer(limit_s: float, operation: str, **arguments: object) -> Message:
         worker.ask(operation, **arguments)
         return worker.answer(limit_s)
 
-    try:
+    with contextlib.suppress(WorkerLost):
         answer(START_LIMIT_S, "hello")
-        for plan, problem in _taken(posed):
-            _keep(found, worker.role, problem, answer(time_limit_s, "prepare", **_request(plan, problem)))
-    except WorkerLost:
-        return
+        while posed := shared.take():
+            compiled = False
+            try:
+                reply = answer(time_limit_s, "prepare", **_request(*posed))
+                compiled = _keep(found, worker.role, posed[1], reply)
+            finally:
+                shared.done(posed, compiled=compiled)
 
 
-def _prepare(
-    crew: Crew,
-    name: str,
-    posed: queue.SimpleQueue[_Posed],
-    found: Ahead,
-    stop: threading.Event,
-) -> None:
+def _prepare(crew: Crew, name: str, posed: Iterator[_Posed], found: Ahead) -> None:
     """The worker itself that is judged and timed later."""
-    for plan, problem in _taken(posed, stop):
+    for plan, problem in posed:
         try:
-            _keep(found, name, problem, crew.call(name, "prepare", **_request(plan, problem)))
+            reply = crew.call(name, "prepare", **_request(plan, problem))
         except Failure as failure:
             if failure.status in (Status.TIMEOUT, Status.CRASHED) or not crew.pid(name):
                 return
+        else:
+            pid = crew.pid(name)
+            if _keep(found, name, problem, reply) and pid and crew.compile_processes[name] == 1:
+                found.first_calls[name, problem.key] = FirstCall(pid, reply.get("setup_mib"))
 
 
 def _solve(
@@ -182,6 +235,9 @@ def _request(plan: GroupPlan, problem: Problem) -> Message:
     return {"plan": plan.to_json(), "problem": problem.key}
 
 
-def _keep(found: Ahead, name: str, problem: Problem, reply: Message) -> None:
-    if reply["ok"] and not reply["unsupported"]:
-        found.prepared[name, problem.key] = reply["prepare_ms"], reply["first_call_ms"]
+def _keep(found: Ahead, name: str, problem: Problem, reply: Message) -> bool:
+    """Keeps the times of a first preparation; returns whether there was one at all."""
+    if not reply["ok"] or reply["unsupported"]:
+        return False
+    found.prepared.setdefault((name, problem.key), (reply["prepare_ms"], reply["first_call_ms"]))
+    return True

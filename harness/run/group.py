@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.harness.problem import Problem
-from attnbench.harness.run.ahead import Ahead
+from attnbench.harness.run.ahead import Ahead, FirstCall
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.crew import Crew, Failure, shuffled
 from attnbench.harness.run.draft import Draft, describe
@@ -122,9 +122,11 @@ class GroupRun:
         self._crew.start(list(drafts))  # those lost over another direction
         for name, absence in self._crew.absences(list(drafts)).items():
             drafts.pop(name).failure = absence
-        for name, reply in self._crew.call_all(
-            "prepare", {name: self._request(d) for name, d in drafts.items()}
-        ):
+        arguments = {
+            name: self._request(draft) | {"first_call": self._first_call_ahead(draft) is None}
+            for name, draft in drafts.items()
+        }
+        for name, reply in self._crew.call_all("prepare", arguments):
             if not isinstance(reply, Failure):
                 self._take_prepared(drafts[name], reply)
 
@@ -297,6 +299,11 @@ class GroupRun:
         probes: list[str] = self._oracle["probes"]
         return probes[: self._room.slots(draft)]
 
+    def _first_call_ahead(self, draft: Draft) -> FirstCall | None:
+        """The one that the worker that is there now has made, if it has."""
+        made = self._conditions.ahead.first_calls.get((draft.impl, draft.problem.key))
+        return made if made and made.pid == self._crew.pid(draft.impl) else None
+
     def _request(self, draft: Draft) -> Message:
         return {"plan": self.plan.to_json(), "problem": draft.problem.key}
 
@@ -319,9 +326,10 @@ class GroupRun:
             draft.prepared_by = self._crew.pid(draft.impl)
             here = reply["prepare_ms"], reply["first_call_ms"]
             ahead = self._conditions.ahead.prepared.get((draft.impl, draft.problem.key))
+            made = self._first_call_ahead(draft)
             if draft.prepare_ms is None:  # a second preparation finds the first one's caches
                 draft.prepare_ms, draft.first_call_ms = ahead or here
-                draft.setup_mib = reply.get("setup_mib")
+                draft.setup_mib = made.setup_mib if made else reply.get("setup_mib")
 
     def _take_judgement(self, draft: Draft, data: dict[str, Any], prefix: str) -> None:
         judgement = judgement_from_json(data)

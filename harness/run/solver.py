@@ -163,32 +163,24 @@ class Solver:
 
     # ---- per group ----------------------------------------------------------------------------------------
 
-    def do_prepare(self, plan: dict[str, Any], problem: str) -> Message:
-        """Sets up for one problem of the group and makes the first call, on inputs of its own."""
+    def do_prepare(self, plan: dict[str, Any], problem: str, first_call: bool = True) -> Message:
+        """Sets up for one problem of the group and makes the first call, on inputs of its own. first_call: False where
+        this process has made it before, ahead of the groups; the times and memory are then of the set-up alone.
+        """
         self._open(GroupPlan.from_json(plan))
         posed = self._problem(problem)
         assert self._implementation is not None, "prepare before hello"
         reasons = self._implementation.unsupported_reasons(posed, self._where())
         if reasons:
             return {"unsupported": reasons}
-        inputs = self._inputs(posed, PREPARE_SLOT)
+        inputs = self._inputs(posed, PREPARE_SLOT) if first_call else None
         self._synchronize()
         held_before = held_mib(self._device)
         begin = time.perf_counter()
         prepared = self._implementation.prepare(posed, self._where())
         self._synchronize()
         prepare_ms = (time.perf_counter() - begin) * 1e3
-        call = make_call(posed, prepared, inputs)
-        begin = time.perf_counter()
-        call()
-        self._synchronize()
-        first_call_ms = (time.perf_counter() - begin) * 1e3
-        del call
-        if posed.direction == "fwd" and prepared.attend_with_lse is not None and not is_long(self._plan_open):
-            # May be compiled apart, which would otherwise wait until it is judged.
-            with torch.no_grad():
-                prepared.attend_with_lse(inputs.q, inputs.k, inputs.v)
-            self._synchronize()
+        first_call_ms = self._first_call(posed, prepared, inputs) if inputs else 0.0
         held_after = held_mib(self._device)
         setup_mib = None if held_before is None or held_after is None else held_after - held_before
         del inputs
@@ -197,6 +189,23 @@ class Solver:
         return {
             "unsupported": [], "prepare_ms": prepare_ms, "first_call_ms": first_call_ms, "setup_mib": setup_mib,
         }  # fmt: skip
+
+    def _first_call(self, problem: Problem, prepared: Prepared, inputs: Inputs) -> float:
+        """How long it took, in ms."""
+        begin = time.perf_counter()
+        make_call(problem, prepared, inputs)()
+        self._synchronize()
+        first_call_ms = (time.perf_counter() - begin) * 1e3
+        if (
+            problem.direction == "fwd"
+            and prepared.attend_with_lse is not None
+            and not is_long(self._plan_open)
+        ):
+            # May be compiled apart, which would otherwise wait until it is judged.
+            with torch.no_grad():
+                prepared.attend_with_lse(inputs.q, inputs.k, inputs.v)
+            self._synchronize()
+        return first_call_ms
 
     def do_weigh(self, problem: str) -> Message:
         """The memory of one call, alone on the device; MiB beyond the inputs."""

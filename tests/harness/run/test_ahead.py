@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,32 @@ def test_a_slow_compiler_s_processes_share_its_problems(
     found = look_ahead(crew, posed)
     assert set(found.prepared) == {("compiles", plan.problems[0].key) for plan in posed}
     prepared = [(pid, key) for pid, operation, key in asked if operation == "prepare"]
-    assert Counter(key for _, key in prepared) == Counter(plan.problems[0].key for plan in posed)
-    assert {pid for pid, _ in prepared} >= {crew.pid("compiles")}
+    keys, own = Counter(plan.problems[0].key for plan in posed), crew.pid("compiles")
+    assert Counter(key for pid, key in prepared if pid == own) == keys
+    assert Counter(key for pid, key in prepared if pid != own) <= keys
     assert len({pid for pid, operation, _ in asked if operation == "hello"}) == 2  # its own and a hired one
+    assert found.first_calls == {}
+
+
+def test_what_others_compiled_is_prepared_before_what_nobody_took_and_to_the_last() -> None:
+    posed = plans(["a"], range(8, 48, 8))
+    shared = ahead._Shared(ahead._problems("a", posed))
+    quick, failed, slow = (shared.take() for _ in range(3))
+    own = shared.compiled_or_left()
+    assert next(own)[0] == posed[3]  # nobody's yet
+    assert quick
+    assert failed
+    assert slow
+    shared.done(quick, compiled=True)
+    shared.done(failed, compiled=False)
+    assert next(own)[0] == posed[0]
+    assert next(own)[0] == posed[4]
+    later = threading.Timer(0.05, partial(shared.done, slow, compiled=True))
+    later.start()
+    assert next(own)[0] == posed[2]
+    later.join()
+    assert next(own, None) is None
+    assert shared.take() is None
 
 
 def test_the_others_prepare_and_the_referee_solves_for_as_long_as_that_lasts(
@@ -93,6 +117,7 @@ def test_the_others_prepare_and_the_referee_solves_for_as_long_as_that_lasts(
     assert set(found.oracles) == {plan.group for plan in posed}
     assert found.oracles[posed[0].group]["judged"] == "judged.pt"
     assert {name for name, _ in found.prepared} == {"compiles", "a"}
+    assert {(name, call.pid) for (name, _), call in found.first_calls.items()} == {("a", crew.pid("a"))}
 
 
 def test_no_oracle_is_kept_where_room_is_short(

@@ -17,7 +17,7 @@ import pytest
 from attnbench.harness.problem import Direction, Problem
 from attnbench.harness.run import crew as crew_module
 from attnbench.harness.run import slots
-from attnbench.harness.run.ahead import Ahead
+from attnbench.harness.run.ahead import Ahead, FirstCall
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.crew import MOST_LOSSES, Crew
 from attnbench.harness.run.draft import OWN_MASK
@@ -256,6 +256,22 @@ def test_what_was_compiled_ahead_gives_the_set_up_times(script: Script) -> None:
     cells, _ = execute(posed, ahead=Ahead({("a", posed.problems[0].key): (70.0, 80.0)}))
     assert (cells["a/fwd"].prepare_ms, cells["a/fwd"].first_call_ms) == (70.0, 80.0)
     assert (cells["b/fwd"].prepare_ms, cells["b/fwd"].first_call_ms) == (1.0, 2.0)
+
+
+def test_a_first_call_made_ahead_is_not_made_again_but_by_another_worker(script: Script) -> None:
+    posed = plan(impls=("a", "b", "c"))
+    key, own = posed.problems[0].key, {"a": 101, "b": 999}  # the referee is 100
+    ahead = Ahead(
+        prepared={(name, key): (70.0, 80.0) for name in own},
+        first_calls={(name, key): FirstCall(pid, 7.0) for name, pid in own.items()},
+    )
+    cells, _ = execute(posed, ahead=ahead)
+    asked = {role: told["first_call"] for role, op, told in script.asked if op == "prepare"}
+    assert asked == {"a": False, "b": True, "c": True}
+    kept = {name: cells[f"{name}/fwd"].memory for name in "abc"}
+    assert {name: memory.setup_mib if memory else None for name, memory in kept.items()} == {
+        "a": 7.0, "b": None, "c": None,
+    }  # fmt: skip
 
 
 def test_samples_that_could_not_be_held_are_a_warning(script: Script) -> None:

@@ -81,6 +81,17 @@ def test_a_backward_that_is_weighed_is_made_once_and_else_repeated(
     assert calls == ["bwd"] * 3
 
 
+def test_a_preparation_without_its_first_call_makes_none_and_serves_as_well(
+    ready: Solver, oracle: dict[str, Any], calls: list[str]
+) -> None:
+    backward = next(p for p in plan().problems if p.direction == "bwd")
+    ready.do_prepare(plan().to_json(), backward.key)
+    assert calls == ["bwd"]
+    ready.do_prepare(plan().to_json(), backward.key, first_call=False)
+    assert calls == ["bwd"]
+    assert ready.do_judge(backward.key, oracle["judged"])["judgement"]["tensors"]["dq"]["ok"]
+
+
 def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples_and_one_to_warm_up_on(
     ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
