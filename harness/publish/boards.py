@@ -71,6 +71,11 @@ class Board:
         )
 
     @property
+    def posed(self) -> int:
+        """How many problems its families hold together."""
+        return sum(board.ranking.posed for board in self.families)
+
+    @property
     def runs(self) -> list[PublishedRun]:
         """The runs that stand in it, latest first."""
         found = {id(board.run): board.run for board in [*self.overall, *self.families]}
@@ -88,10 +93,11 @@ class Board:
 
 
 def boards(runs: Sequence[PublishedRun]) -> list[Board]:
-    """Every device's boards, suites in the order of their latest run, CPUs last. runs: latest first."""
-    found = []
+    """Every device's boards, CPUs last; of a device, the suite first that poses most. runs: latest first."""
+    found: list[Board] = []
     for device in dict.fromkeys(run.device for run in runs):
         of_device = [run for run in runs if run.device == device]
+        suites = []
         for suite in dict.fromkeys(suite for run in of_device for suite in run.suites):
             families: dict[Family, FamilyBoard] = {}
             overall: dict[str, FamilyBoard] = {}
@@ -105,7 +111,8 @@ def boards(runs: Sequence[PublishedRun]) -> list[Board]:
                     if family not in families:
                         families[family] = _board(family, posed, family.direction, run)
             ordered = sorted(families.values(), key=lambda board: board.family.order if board.family else ())
-            found.append(Board(device, suite, list(overall.values()), ordered))
+            suites.append(Board(device, suite, list(overall.values()), ordered))
+        found += sorted(suites, key=lambda board: -board.posed)
     return sorted(found, key=lambda board: board.device.startswith(CPU))
 
 

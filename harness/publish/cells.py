@@ -104,6 +104,7 @@ def _line(row: Row, record: Json) -> Json:
     problem = row.cell.problem
     kv = f" ({problem.kv_heads} kv)" if problem.kv_heads != problem.heads else ""
     dv = f", v {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else ""
+    dropout = f", dropout {problem.dropout_p:g}" if problem.dropout_p else ""
     shown = record["status"] == "OK"
     columns = {"ms": "median_ms", "tflops": "tflops", "ceiling": "percent_of_floor", "peak": "peak_mib"}
     figures = {name: _rounded(record[column]) if shown else None for name, column in columns.items()}
@@ -113,7 +114,7 @@ def _line(row: Row, record: Json) -> Json:
         "address": row.address,
         "impl": record["impl"],
         "direction": DIRECTION_TITLES[problem.direction],
-        "mask": problem.mask.label,
+        "mask": f"{problem.mask.label}{dropout}",
         "kind": row.family.mask,
         "head_dim": problem.head_dim,
         "head_dim_text": f"{problem.head_dim}{dv}",

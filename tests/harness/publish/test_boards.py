@@ -28,6 +28,27 @@ def test_a_device_and_a_suite_make_a_board(board: Board) -> None:
     assert [column.ranking.direction for column in board.overall] == ["fwd", "bwd"]
 
 
+def test_the_suite_that_poses_most_comes_first(runs: list[PublishedRun]) -> None:
+    newer, older = (run.run for run in runs)
+    aside = [dataclasses.replace(cell, suite="aside") for cell in older.cells]
+    latest = published(dataclasses.replace(older, cells=aside))
+    found = boards([latest, published(newer)])
+    assert [(board.suite, board.posed) for board in found] == [("made-up", 16), ("aside", 4)]
+
+
+def test_a_line_tells_dropout(runs: list[PublishedRun]) -> None:
+    cells = [
+        dataclasses.replace(cell, problem=dataclasses.replace(cell.problem, dropout_p=0.1))
+        for cell in runs[0].run.cells
+    ]
+    told, plain = (
+        {line["mask"] for line in lines_of(run)}
+        for run in (published(dataclasses.replace(runs[0].run, cells=cells)), runs[0])
+    )
+    assert plain == {"full", "causal"}
+    assert told == {"full, dropout 0.1", "causal, dropout 0.1"}
+
+
 def test_the_latest_run_speaks(board: Board, runs: list[PublishedRun]) -> None:
     assert {column.run.slug for column in board.families} == {runs[0].slug}
     assert len(board.families) == 2 * 2 * 2
