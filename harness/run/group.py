@@ -216,6 +216,7 @@ class GroupRun:
 
     def _time(self, problem: Problem) -> None:
         resident = self._room.resident(self._living(problem))
+        self._place(problem, resident)
         ceilings = Ceilings([], [])
         orders: list[list[str]] = []
         self._look_for_others()
@@ -235,6 +236,24 @@ class GroupRun:
         if orders:
             self._ceilings[problem.direction], self._order[problem.direction] = ceilings, orders
         self._crew.release([draft.impl for draft in self._living(problem)])
+
+    def _place(self, problem: Problem, resident: set[str]) -> None:
+        """All who stay put their inputs in place at once: left to their first turns they would do it one by one. What
+        fails here is tried again in its turn, save by who was lost over it.
+        """
+        if self._conditions.memory_mib is None or "graph" in self._conditions.mode:
+            return
+        drafts = {
+            draft.impl: draft
+            for draft in self._living(problem)
+            if draft.impl in resident and draft.prepared_by == self._crew.pid(draft.impl)
+        }
+        arguments = {
+            name: {"problem": problem.key, "probes": self._probes(draft)} for name, draft in drafts.items()
+        }
+        for name, reply in self._crew.call_all("place", arguments):
+            if isinstance(reply, Failure) and self._crew.pid(name) is None:
+                drafts[name].failure = reply
 
     def _count_energy(self) -> None:
         """One at a time and alone, after all timing: seconds of load warm the card."""

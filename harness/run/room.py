@@ -11,10 +11,13 @@ from collections.abc import Sequence
 
 from attnbench.harness.run.draft import Draft
 from attnbench.harness.run.plan import GroupPlan
-from attnbench.harness.run.slots import slot_count
+from attnbench.harness.run.slots import FEW, slot_count
 
 # What is held at once keeps within this share of the device.
 RESIDENT_SHARE = 0.8
+# And the sets of one implementation within this, or there are few of them: three backwards with materialised scores of
+# 33 GB, timed in turn, had ten implementations of 2 GB put their inputs in place again for each turn.
+SETS_SHARE = 1 / 8
 MIB = 2**20
 
 
@@ -49,6 +52,8 @@ class Room:
         most, total = slot_count(self._plan), self._total
         if total is None:
             return most
+        if most * self._set(draft) > SETS_SHARE * total:
+            most = FEW
         return next((n for n in range(most, 1, -1) if self._need(draft, n) <= RESIDENT_SHARE * total), 1)
 
     def resident(self, drafts: Sequence[Draft]) -> set[str]:
@@ -67,11 +72,14 @@ class Room:
         return set()
 
     def _need(self, draft: Draft, slots: int) -> float:
-        """MiB that timing on so many sets of inputs holds: the workspace once (a workspace for each where a backward's
-        graph, or a CUDA graph, keeps it), the one result that is kept to be checked, and the copy of it."""
-        problem, graphs = draft.problem, draft.problem.direction == "bwd" or "graph" in self._mode
-        more = (slots - 1) * (_weight(draft) if graphs else problem.input_bytes / MIB)
-        return _weight(draft) + more + 2 * problem.minimal_result_bytes / MIB
+        """MiB that timing on so many sets of inputs holds: the workspace at least once, the one result that is kept to
+        be checked, and the copy of it."""
+        return _weight(draft) + (slots - 1) * self._set(draft) + 2 * draft.problem.minimal_result_bytes / MIB
+
+    def _set(self, draft: Draft) -> float:
+        """MiB of one more set of inputs, with a workspace where a backward's graph, or a CUDA graph, keeps it."""
+        graphs = draft.problem.direction == "bwd" or "graph" in self._mode
+        return _weight(draft) if graphs else draft.problem.input_bytes / MIB
 
 
 def _weight(draft: Draft) -> float:

@@ -84,6 +84,7 @@ class Subject:
     """
 
     problem: Problem
+    warm: bool = False
     timed: dict[int, Timed] = field(default_factory=dict)
     states: dict[int, GeneratorState] = field(default_factory=dict)
 
@@ -245,6 +246,21 @@ class Solver:
             raise Refusal(Status.INCORRECT, f"writes into its inputs ({', '.join(changed)})")
         return memory | {"judgement": to_plain(_judged(self._judged_by, answer))}
 
+    def do_place(self, problem: str, probes: list[str]) -> Message:
+        """Puts in place what the turns need that keep their memory: host work that need not wait for the first of them.
+
+        Not for CUDA graphs, which are for one worker at a time to record.
+        """
+        posed = self._problem(problem)
+        with self._giving_back():
+            self._put_in_place(posed)
+            for slot, path in enumerate(probes):
+                self._timed(slot, graph=False)
+                if not posed.dropout_p:
+                    self._drawn_probe(path)
+        self._synchronize()
+        return {}
+
     def do_turn(
         self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str, keep_memory: bool
     ) -> Message:
@@ -252,17 +268,23 @@ class Solver:
 
         A turn that raises gives its memory back: the next implementation's must not run out of it.
         """
-        try:
+        with self._giving_back():
             reply = self._turn(problem, probes, samples, turn_ms, mode)
+        if not keep_memory:
+            self.do_release()
+        return reply
+
+    @contextmanager
+    def _giving_back(self) -> Iterator[None]:
+        """Gives the memory back when what is done here raises."""
+        try:
+            yield
         except CaptureFailed:  # nothing of torch's allocator may be touched any more
             raise
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they hold the results
             self.do_release()
             raise
-        if not keep_memory:
-            self.do_release()
-        return reply
 
     def _turn(self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str) -> Message:
         posed = self._problem(problem)
@@ -363,16 +385,24 @@ class Solver:
         seed, kind = slot_seed(self._plan_open, slot), self._plan_open.inputs
         return make_inputs(problem, seed, self._device, dout=problem.direction != "fwd", kind=kind)
 
+    def _put_in_place(self, problem: Problem) -> Subject:
+        """Makes ``problem`` the subject, if it is not, with memory for a call of it."""
+        if self._subject is None or self._subject.problem != problem:
+            self.do_release()
+            if self._device.type == "cuda" and problem.key in self._peaks:
+                # Memory that the driver hands out during a sample would be in the sample: a call's, and of one call the
+                # results and the copy of them that are compared.
+                reserve(self._peaks[problem.key] + 2 * problem.minimal_result_bytes / MIB, self._device)
+            self._subject = Subject(problem)
+        return self._subject
+
     def _warm_up(self, problem: Problem, slots: int, *, graph: bool) -> int:
-        """Makes ``problem`` the subject, if it is not, with a first call warm; returns how many calls that took."""
-        if self._subject is not None and self._subject.problem == problem:
+        """Has the subject's first call warm, if it is not; returns how many calls that took."""
+        subject = self._put_in_place(problem)
+        if subject.warm:
             return 0
-        self.do_release()
-        # Memory that the driver hands out during a sample would be in the sample.
+        subject.warm = True
         ready = self._device.type == "cuda" and problem.key in self._peaks
-        if ready:  # a call's, and of one call the results and the copy of them that are compared
-            reserve(self._peaks[problem.key] + 2 * problem.minimal_result_bytes / MIB, self._device)
-        self._subject = Subject(problem)
         if ready and problem.key in self._paces:  # back from a release between turns
             return 0
         if ready and is_long(self._plan_open):
@@ -406,9 +436,13 @@ class Solver:
         """
         if problem.dropout_p:
             return self._probe_its_mask(problem, slot, symmetry)
+        return symmetry.expected(self._drawn_probe(path))
+
+    def _drawn_probe(self, path: str) -> Oracle:
+        """Of a slot's inputs as they were drawn."""
         if path not in self._probes:
             self._probes[path] = Oracle.load(path, self._device)
-        return symmetry.expected(self._probes[path])
+        return self._probes[path]
 
     # ---- dropout ------------------------------------------------------------------------------------------
 

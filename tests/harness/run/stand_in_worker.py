@@ -50,6 +50,7 @@ def in_a_run(role: str, operation: str) -> Message:
         "prepare": {"unsupported": [], "prepare_ms": 1.0, "first_call_ms": 2.0},
         "judge": {"judgement": judgement(ok=role != "wrong"), "memory": WEIGHED},
         "weigh": WEIGHED,
+        "place": {},
         "turn": {
             "ms": [1.0, 2.0],
             "host_us": None,

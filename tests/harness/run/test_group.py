@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import runpy
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -519,3 +520,28 @@ def test_only_those_that_stay_keep_their_memory_between_turns(
     kept = {role: asked["keep_memory"] for role, op, asked in script.asked if op == "turn"}
     assert kept == {"a": stay, "b": stay}
     assert cells["b/fwd"].memory == Memory(99.0, None, 1.0)
+
+
+def test_those_that_stay_put_their_inputs_in_place_at_once(script: Script) -> None:
+    for heavy in "bd":
+        script.plant(heavy, "weigh", {"peak_mib": 99.0})
+    execute(plan(impls=("a", "b", "c", "d"), directions=("fwd", "bwd")), memory_mib=130.0)
+    timed = [(role, op) for role, op, _ in script.asked if op in ("place", "turn")]
+    assert timed[:2] == [("a", "place"), ("c", "place")]
+    assert Counter(role for role, op in timed if op == "place") == {"a": 2, "c": 2, "b": 1, "d": 1}
+    assert timed.count(("b", "turn")) == 6  # of a backward it takes little, and stays
+
+
+@pytest.mark.parametrize("changes", [{"memory_mib": None}, {"memory_mib": 1e6, "mode": "cold+graph"}])
+def test_nothing_is_put_in_place_ahead_on_a_cpu_or_for_graphs(script: Script, changes: Any) -> None:
+    execute(plan(), **changes)
+    assert script.order("place") == []
+
+
+def test_what_cannot_be_put_in_place_beside_others_is_tried_again_in_its_turn(script: Script) -> None:
+    script.plant("a", "place", OUT_OF_MEMORY)
+    script.plant("b", "place", CRASH)
+    cells, _ = execute(plan(impls=("a", "b")), memory_mib=1e6)
+    assert cells["a/fwd"].status is Status.OK
+    assert cells["b/fwd"].status is Status.CRASHED
+    assert script.count("b", "turn") == 0

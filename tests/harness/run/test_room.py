@@ -75,7 +75,7 @@ def test_an_unmeasured_workspace_is_taken_for_eight_times_its_inputs() -> None:
 # ---- sets of inputs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sets", "slots"), [(3.1, 3), (2.9, 2), (1.9, 1), (0.5, 1)])
+@pytest.mark.parametrize(("sets", "slots"), [(20.0, 3), (19.0, 2), (2.1, 2), (1.9, 1), (0.5, 1)])
 @pytest.mark.parametrize(("direction", "mode"), [("bwd", "hot"), ("fwd", "hot+graph")])
 def test_where_each_input_keeps_a_graph_a_heavy_call_rotates_through_fewer(
     sets: float, slots: int, direction: Direction, mode: str

@@ -114,6 +114,32 @@ def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples_and_one_to_wa
     assert drawn == [0, 1]
 
 
+@pytest.mark.parametrize("problem", plan().problems, ids=lambda problem: problem.direction)
+def test_what_is_put_in_place_is_what_turns_are_timed_on(
+    ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch, problem: Problem
+) -> None:
+    ready.do_place(problem.key, oracle["probes"])
+    monkeypatch.setattr(ready, "_inputs", None)
+    monkeypatch.setattr(solver.Oracle, "load", None)
+    turns = [ready.do_turn(problem.key, oracle["probes"], 3, 1e9, "cold", keep_memory=True) for _ in range(2)]
+    assert [bool(turn["warmup_calls"]) for turn in turns] == [True, False]
+    for turn in turns:
+        assert len(turn["ms"]) == 3
+        assert all(tensor["ok"] for tensor in turn["judgement"]["tensors"].values())
+
+
+def test_what_cannot_be_put_in_place_leaves_no_memory_held(
+    ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise Refusal(Status.OOM, "planted")
+
+    monkeypatch.setattr(ready, "_drawn_probe", refuse)
+    with pytest.raises(Refusal, match="planted"):
+        ready.do_place(plan().problems[0].key, oracle["probes"])
+    assert ready._subject is None
+
+
 def test_a_long_problem_is_one_that_takes_the_fastest_card_tens_of_milliseconds() -> None:
     def long(seqlen: int, direction: Direction) -> bool:
         problem = Problem(1, 16, seqlen, 128, direction=direction)
