@@ -50,7 +50,10 @@ RC: Any = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure. name: of its file, without suffix. Draws only when asked for, and encodes deterministically."""
+    """One figure. name: of its file, without suffix. Draws only when asked for, and encodes deterministically.
+
+    draw: can be pickled where the figure is to be drawn in another process.
+    """
 
     name: str
     title: str
@@ -110,11 +113,10 @@ def _plots(
         name = f"{metric.name}_{direction}" + (f"_{number}" if several else "")
         heading = title + (f" ({number} of {len(parts)})" if several else "")
 
-        def draw(cells: pd.DataFrame = cells, impls: list[str] = impls, heading: str = heading) -> Figure:
-            if layout.by_length:
-                return _against_length(cells, layout, metric, heading, impls, style)
-            return _problem_by_problem(cells, metric, heading, impls, style)
-
+        if layout.by_length:
+            draw = partial(_against_length, cells, layout, metric, heading, impls, style)
+        else:
+            draw = partial(_problem_by_problem, cells, metric, heading, impls, style)
         yield Plot(name, heading, draw)
 
 

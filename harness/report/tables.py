@@ -6,7 +6,7 @@ told from it; a cell without a figure shows its status and why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -197,7 +197,7 @@ def _table(
     impls = [impl for impl in order if not _never_ran(posed, impl)]
     rows = []
     for index, problem in in_reading_order(posed.drop_duplicates(PROBLEM_KEY)).iterrows():
-        cells = posed[posed["group"] == problem["group"]].set_index("impl")
+        cells = posed[posed["group"] == problem["group"]].set_index("impl").to_dict("index")
         rows.append((list(labels.loc[index]), _entries(cells, impls, metric, marks, notes)))
     left_out = [(impl, notes.number(_why_never(posed, impl))) for impl in order if impl not in impls]
     shown_baseline = baseline if metric.name == "speedup" else None
@@ -217,14 +217,19 @@ def _why_never(posed: pd.DataFrame, impl: str) -> str:
 
 
 def _entries(
-    cells: pd.DataFrame, impls: list[str], metric: Metric, marks: dict[tuple[str, str], str], notes: Notes
+    cells: Mapping[str, dict[str, Any]],
+    impls: list[str],
+    metric: Metric,
+    marks: dict[tuple[str, str], str],
+    notes: Notes,
 ) -> list[Entry]:
+    """cells: rows of the frame by implementation."""
     found = []
     for impl in impls:
-        if impl not in cells.index:
+        if impl not in cells:
             found.append(Entry(status=NOT_RECORDED))
             continue
-        cell = cells.loc[impl]
+        cell = cells[impl]
         if cell["status"] == NOT_RECORDED:
             found.append(Entry(NOT_RECORDED, status=NOT_RECORDED))
         elif cell["status"] != "OK":
@@ -267,8 +272,8 @@ def _marks(posed: pd.DataFrame, metric: Metric) -> dict[tuple[str, str], str]:
     return marks
 
 
-def _interval(cell: pd.Series, metric: Metric) -> str:
-    if metric.low not in cell.index or pd.isna(cell[metric.low]):
+def _interval(cell: dict[str, Any], metric: Metric) -> str:
+    if metric.low not in cell or pd.isna(cell[metric.low]):
         return ""
     return f"{figure(cell[metric.low])} to {figure(cell[metric.high])}"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbench.harness.report import render
+from attnbench.harness.report.drawing import drawing
 from attnbench.harness.report.frame import frame, with_speedup
 from attnbench.harness.report.load import Run, load_run
 from attnbench.harness.report.metrics import Metric, did_you_mean, metrics_named
@@ -44,11 +45,14 @@ def write_report(
     for kind in chosen:
         if kind not in FILES:
             raise ValueError(f"unknown format {kind!r}{did_you_mean(kind, list(FILES))}")
-    run, table, shown = _read(run_folder, baseline, metrics)
-    folder = make_folder(out or run.folder)
-    figures = list(plots(table, shown, baseline)) if set(chosen) & set(WITH_FIGURES) else []
-    images = _encoded(figures) if draw else []
-    tables, summary = build(table, shown, baseline), summarise(run, table)
+    with_figures = bool(set(chosen) & set(WITH_FIGURES))
+    with drawing(None if with_figures and draw else 1) as begin:
+        run, table, shown = _read(run_folder, baseline, metrics)
+        folder = make_folder(out or run.folder)
+        figures = list(plots(table, shown, baseline)) if with_figures else []
+        encoded = begin(figures if draw else [])
+        tables, summary = build(table, shown, baseline), summarise(run, table)
+        images = list(zip(figures, encoded(), strict=False))
     named = [(figure.title, Path(PLOTS, f"{figure.name}.png")) for figure in figures]
     embedded = [(figure.title, files) for figure, files in images]
     write = {
@@ -72,9 +76,12 @@ def write_plots(
     baseline: str | None = None,
 ) -> list[Path]:
     """Writes the figures of a run as PNG and SVG under ``out`` (None: plots/ in the run's folder); see write_report."""
-    run, table, chosen = _read(run_folder, baseline, metrics)
-    folder = make_folder(out or run.folder / PLOTS)
-    return _write_images(_encoded(plots(table, chosen, baseline)), folder)
+    with drawing() as begin:
+        run, table, chosen = _read(run_folder, baseline, metrics)
+        folder = make_folder(out or run.folder / PLOTS)
+        figures = list(plots(table, chosen, baseline))
+        images = list(zip(figures, begin(figures)(), strict=True))
+    return _write_images(images, folder)
 
 
 def _read(
@@ -88,10 +95,6 @@ def _read(
             raise ValueError("metric speedup needs a baseline implementation (--baseline)")
         return run, table, [metric for metric in chosen if metric.name != "speedup"]
     return run, with_speedup(table, baseline), chosen
-
-
-def _encoded(figures: Iterable[Plot]) -> list[tuple[Plot, dict[str, bytes]]]:
-    return [(figure, figure.encode("svg", "png")) for figure in figures]
 
 
 def _write_images(images: list[tuple[Plot, dict[str, bytes]]], out: Path) -> list[Path]:

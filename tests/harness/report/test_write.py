@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from attnbench.harness.report import write
+from attnbench.harness.report.drawing import drawing
+from attnbench.harness.report.plots import Plot
 from attnbench.harness.report.write import MOST_FILE_BYTES, write_plots, write_report
 
 
@@ -34,14 +38,26 @@ def test_everything_lands_beside_the_records(written: tuple[Path, list[Path]]) -
     assert {folder / name for name in shown} == {path for path in paths if path.suffix == ".png"}
 
 
-def test_written_apart_they_are_the_same_files(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_written_apart_or_by_several_processes_they_are_the_same_files(
+    written: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = written
     metrics = ["latency", "speedup"]
     apart = write_report(folder, baseline="older", metrics=metrics, out=tmp_path, formats=["html"])
+    monkeypatch.setattr(write, "drawing", partial(drawing, 2))
+    monkeypatch.setattr(Plot, "encode", None)  # in this process
     assert {path.suffix for path in apart} == {".html", ".svg", ".png"}
     apart += write_plots(folder, baseline="older", metrics=metrics, out=tmp_path / "plots")
     for path in apart:
         assert path.read_bytes() == (folder / path.relative_to(tmp_path)).read_bytes(), path
+
+
+def test_a_figure_that_cannot_be_drawn_is_told_by_whoever_waits_for_it() -> None:
+    for processes in (1, 2):
+        with drawing(processes) as begin:
+            wait = begin([Plot("f", "F", partial(divmod, 1, 0))])  # type: ignore[arg-type]
+            with pytest.raises(ZeroDivisionError):
+                wait()
 
 
 def test_only_the_formats_asked_for(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
