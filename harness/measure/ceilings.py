@@ -13,6 +13,8 @@ from attnbench.harness.measure.timing import Around, Call, take_turn
 # Large enough to fill the device, small enough for a few milliseconds: 1.1 TFLOP and 2 GiB moved on a GPU.
 GEMM_SIZE = {"cuda": 8192, "cpu": 768}
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**25}
+HOLD_MS = 1.0
+"""What queueing a few launches of libraries takes, with room to spare."""
 
 
 class CeilingProbe:
@@ -43,4 +45,5 @@ class CeilingProbe:
         return [2 * self._source.nbytes / each / 1e6 for each in ms]
 
     def _timed(self, call: Call, samples: int) -> list[float]:
-        return take_turn([call] * samples, device=self.device, keep=-1, around=Around(rewarm=call)).ms
+        around = Around(rewarm=call)
+        return take_turn([call] * samples, device=self.device, keep=-1, around=around, hold_ms=HOLD_MS).ms

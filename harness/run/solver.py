@@ -58,6 +58,9 @@ from attnbench.harness.run.worker import Refusal
 
 # A longer call has brought back caches and clocks long before it is done.
 LONGEST_REWARMED_MS = 5.0
+# One that took so long when it was weighed is not called to warm up: as with a longer one, that would cost as much as a
+# sample, of which it has one a round.
+LONGEST_WARMED_MS = 60.0
 PREPARE_SLOT = 99  # inputs of the first call, thrown away: never those that are judged or timed
 
 
@@ -134,6 +137,7 @@ class Solver:
         self._subject: Subject | None = None
         self._paces: dict[str, Pace] = {}
         self._peaks: dict[str, float] = {}
+        self._weighings: dict[str, Warm] = {}
         self._random = random.Random(0)
         self._calls_made = 0
 
@@ -212,7 +216,11 @@ class Solver:
         """The memory of one call, alone on the device; MiB beyond the inputs."""
         posed = self._problem(problem)
         call = make_call(posed, self._prepared[problem], self._inputs(posed, slot=0))
-        return self._weighed(posed, peak_of(call, self._device))
+
+        def once() -> None:
+            self._weighings[problem] = warm_up(call, self._device, budget_ms=0.0)
+
+        return self._weighed(posed, peak_of(once, self._device))
 
     def _weighed(self, problem: Problem, peak: Peak) -> Message:
         if peak.peak_mib is not None:
@@ -367,6 +375,7 @@ class Solver:
             self._prepared = {}
             self._paces = {}
             self._peaks = {}
+            self._weighings = {}
             self._probes = {}
             self._dropped = {}
             self._probed = set()
@@ -408,6 +417,10 @@ class Solver:
         if ready and is_long(self._plan_open):
             # A judged call is behind it, and caches and clocks come back early in the first sample.
             self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
+            return 0
+        weighing = self._weighings.get(problem.key)
+        if weighing and weighing.call_ms >= LONGEST_WARMED_MS:
+            self._paces[problem.key] = Pace.of(weighing)
             return 0
         warm = warm_up(self._before(slots, graph=graph).once, self._device)
         self._paces[problem.key] = Pace.of(warm)

@@ -81,6 +81,22 @@ def test_a_backward_that_is_weighed_is_made_once_and_else_repeated(
     assert calls == ["bwd"] * 3
 
 
+@pytest.mark.parametrize(("longest_ms", "warmed"), [(0.0, [False, False]), (1e9, [True, False])])
+def test_a_call_that_took_long_when_it_was_weighed_is_not_warmed_up(
+    ready: Solver,
+    oracle: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    longest_ms: float,
+    warmed: list[bool],
+) -> None:
+    monkeypatch.setattr(solver, "LONGEST_WARMED_MS", longest_ms)
+    key = plan().problems[1].key
+    ready.do_weigh(key)
+    turns = [ready.do_turn(key, oracle["probes"], 2, 1e9, "cold", keep_memory=True) for _ in range(2)]
+    assert [bool(turn["warmup_calls"]) for turn in turns] == warmed
+    assert all(turn["judgement"]["tensors"]["dq"]["ok"] for turn in turns)
+
+
 def test_a_preparation_without_its_first_call_makes_none_and_serves_as_well(
     ready: Solver, oracle: dict[str, Any], calls: list[str]
 ) -> None:
