@@ -32,7 +32,7 @@ class Flex(Implementation):
     contract = 1
     package = "torch"
     summary = "torch.compile'd FlexAttention (Triton)"
-    compile_processes = 6  # every shape compiles for seconds, into inductor's cache on disk
+    compile_processes = 8  # every shape compiles for seconds, into inductor's cache on disk
     capabilities = Capabilities(
         compute_capability=((8, 0), (12, 1)),
         dtypes=("fp16", "bf16", "fp32"),
