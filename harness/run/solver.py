@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -82,12 +82,14 @@ class Timed:
 
 @dataclass
 class Subject:
-    """A prepared problem whose inputs are in place: one call for each slot that was needed so far. states: of torch's
-    generators before the last call whose dropout mask will be asked for.
+    """A prepared problem whose inputs are in place: one call for each slot that was needed so far. held_mib: of torch's
+    allocator, before any was. states: of torch's generators before the last call whose dropout mask will be asked for.
     """
 
     problem: Problem
+    held_mib: float
     warm: bool = False
+    reserved: bool = False
     timed: dict[int, Timed] = field(default_factory=dict)
     states: dict[int, GeneratorState] = field(default_factory=dict)
 
@@ -261,11 +263,12 @@ class Solver:
         """
         posed = self._problem(problem)
         with self._giving_back():
-            self._put_in_place(posed)
+            subject = self._put_in_place(posed)
             for slot, path in enumerate(probes):
                 self._timed(slot, graph=False)
                 if not posed.dropout_p:
                     self._drawn_probe(path)
+            self._reserve(subject)
         self._synchronize()
         return {}
 
@@ -324,6 +327,8 @@ class Solver:
         taken = [(self._calls_made + i) % slots for i in range(count)]
         timed = [self._timed(slot, graph=graph) for slot in taken]
         before = self._before(slots, graph=graph) if pace.call_ms <= LONGEST_REWARMED_MS else None
+        assert self._subject is not None, "no subject"
+        self._reserve(self._subject)
         for one, changes in Counter([*timed, *([before] if before else [])]).items():
             one.renewed.draw(changes)
         self._calls_made += count
@@ -395,15 +400,29 @@ class Solver:
         return make_inputs(problem, seed, self._device, dout=problem.direction != "fwd", kind=kind)
 
     def _put_in_place(self, problem: Problem) -> Subject:
-        """Makes ``problem`` the subject, if it is not, with memory for a call of it."""
+        """Makes ``problem`` the subject, if it is not."""
         if self._subject is None or self._subject.problem != problem:
             self.do_release()
-            if self._device.type == "cuda" and problem.key in self._peaks:
-                # Memory that the driver hands out during a sample would be in the sample: a call's, and of one call the
-                # results and the copy of them that are compared.
-                reserve(self._peaks[problem.key] + 2 * problem.minimal_result_bytes / MIB, self._device)
-            self._subject = Subject(problem)
+            self._subject = Subject(problem, held_mib(self._device) or 0.0)
         return self._subject
+
+    def _reserve(self, subject: Subject) -> None:
+        """Memory that the driver hands out during a sample would be in the sample: has it ready, once the inputs that
+        are needed first are in place.
+
+        It is what a call was weighed at, and of one call the results and the copy of them that are compared; less what
+        a backward's sets have of it already, each having kept a forward's part.
+        """
+        problem, sets = subject.problem, len(subject.timed)
+        if subject.reserved or self._device.type != "cuda" or problem.key not in self._peaks:
+            return
+        subject.reserved = True
+        peak, results = self._peaks[problem.key], 2 * problem.minimal_result_bytes / MIB
+        inputs = problem.input_bytes / MIB
+        due = sets * (inputs + peak) if problem.direction == "bwd" else sets * inputs + peak
+        held = (held_mib(self._device) or 0.0) - subject.held_mib
+        with suppress(torch.OutOfMemoryError):  # the sample will find what there is
+            reserve(max(min(peak, due - held), 0.0) + results, self._device)
 
     def _warm_up(self, problem: Problem, slots: int, *, graph: bool) -> int:
         """Has the subject's first call warm, if it is not; returns how many calls that took."""
@@ -411,18 +430,20 @@ class Solver:
         if subject.warm:
             return 0
         subject.warm = True
-        ready = self._device.type == "cuda" and problem.key in self._peaks
-        if ready and problem.key in self._paces:  # back from a release between turns
-            return 0
-        if ready and is_long(self._plan_open):
-            # A judged call is behind it, and caches and clocks come back early in the first sample.
-            self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
-            return 0
+        if self._device.type == "cuda" and problem.key in self._peaks:
+            if problem.key in self._paces:  # back from a release between turns
+                return 0
+            if is_long(self._plan_open):
+                # A judged call is behind it, and caches and clocks come back early in the first sample.
+                self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
+                return 0
         weighing = self._weighings.get(problem.key)
         if weighing and weighing.call_ms >= LONGEST_WARMED_MS:
             self._paces[problem.key] = Pace.of(weighing)
             return 0
-        warm = warm_up(self._before(slots, graph=graph).once, self._device)
+        before = self._before(slots, graph=graph)
+        self._reserve(subject)
+        warm = warm_up(before.once, self._device)
         self._paces[problem.key] = Pace.of(warm)
         return warm.calls
 

@@ -156,6 +156,34 @@ def test_what_cannot_be_put_in_place_leaves_no_memory_held(
     assert ready._subject is None
 
 
+@pytest.mark.parametrize(
+    ("direction", "sets", "kept", "reserved"),
+    [("fwd", 3, 0.0, 100.0), ("bwd", 1, 70.0, 30.0), ("bwd", 2, 140.0, 60.0), ("bwd", 3, 60.0, 100.0)],
+)
+def test_what_a_sample_needs_is_reserved_once_its_inputs_are_in_place(
+    monkeypatch: pytest.MonkeyPatch, direction: Direction, sets: int, kept: float, reserved: float
+) -> None:
+    """Of a call that was weighed at 100 MiB; kept: MiB that the sets' forwards left."""
+    posed = plan().problems[0].with_direction(direction)
+    inputs, results = posed.input_bytes / 2**20, posed.minimal_result_bytes / 2**20
+    asked: list[float] = []
+
+    def reserve(mib: float, _: Any) -> None:
+        asked.append(mib)
+        raise solver.torch.OutOfMemoryError
+
+    monkeypatch.setattr(solver, "reserve", reserve)
+    monkeypatch.setattr(solver, "held_mib", lambda _: 5.0 + sets * inputs + kept)
+    made = Solver("standard", "cuda")
+    subject = solver.Subject(posed, held_mib=5.0, timed=dict.fromkeys(range(sets)))  # type: ignore[arg-type]
+    made._reserve(subject)
+    assert asked == []  # it was never weighed
+    made._peaks[posed.key] = 100.0
+    made._reserve(subject)
+    made._reserve(subject)
+    assert asked == pytest.approx([reserved + 2 * results])
+
+
 def test_a_long_problem_is_one_that_takes_the_fastest_card_tens_of_milliseconds() -> None:
     def long(seqlen: int, direction: Direction) -> bool:
         problem = Problem(1, 16, seqlen, 128, direction=direction)
