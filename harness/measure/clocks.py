@@ -49,14 +49,15 @@ class ClockReader:
             self.why = f"no NVML readings: {error}"
 
     def read_during(self, done: Callable[[], bool]) -> Clocks:
-        """Readings taken until ``done`` or MOST_READINGS, at least one."""
+        """Readings taken until ``done`` or MOST_READINGS, at least one; ``done`` leaves a further one unfinished."""
         if self._handle is None:
             return Clocks()
-        readings: list[tuple[float | None, ...]] = []
+        readings: list[tuple[int | None, ...]] = []
         while len(readings) < MOST_READINGS:
-            readings.append(self._read())
-            if done():
+            reading = self._read(done if readings else lambda: False)
+            if reading is None:
                 break
+            readings.append(reading)
         mhz, watts, celsius, throttle = (
             [value for value in column if value is not None] for column in zip(*readings, strict=True)
         )
@@ -67,15 +68,20 @@ class ClockReader:
             throttle=functools.reduce(operator.or_, throttle) if throttle else None,
         )
 
-    def _read(self) -> tuple[int | None, ...]:
-        """SM clock (MHz), power (mW), temperature (C), throttle reason bits."""
+    def _read(self, done: Callable[[], bool]) -> tuple[int | None, ...] | None:
+        """SM clock (MHz), power (mW), temperature (C), throttle reason bits; None if ``done`` comes before the last."""
         nvml = self._nvml
-        return (
-            self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            self._ask(nvml.nvmlDeviceGetPowerUsage),
-            self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-            self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
-        )
+        values = []
+        for query, *arguments in (
+            (nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            (nvml.nvmlDeviceGetPowerUsage,),
+            (nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            (nvml.nvmlDeviceGetCurrentClocksThrottleReasons,),
+        ):
+            if done():
+                return None
+            values.append(self._ask(query, *arguments))
+        return tuple(values)
 
     def _ask(self, query: Callable[..., Any], *arguments: int) -> Any:
         """One figure of the card, or None where it does not offer it (a virtual or shared one may not)."""

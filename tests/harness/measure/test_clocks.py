@@ -75,10 +75,10 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return made
 
 
-def after(readings: int) -> Any:
-    """A ``done`` that is true from the given reading on."""
-    count = itertools.count(1)
-    return lambda: next(count) >= readings
+def after(readings: float) -> Any:
+    """A ``done`` that comes after so many readings of four figures; it is not asked for in the first."""
+    count = itertools.count(4)
+    return lambda: next(count) >= 4 * readings
 
 
 @pytest.mark.parametrize("uuid", [UUID, f"GPU-{UUID}"])
@@ -92,6 +92,14 @@ def test_a_turn_is_the_median_of_its_readings(nvml: FakeNvml) -> None:
     nvml.milliwatts = iter([100_000, 690_040, 700_000])
     nvml.celsius = iter([40, 61, 60])
     assert ClockReader(UUID).read_during(after(3)) == Clocks(1700, 690.0, 60, 0)
+
+
+@pytest.mark.parametrize("part", [0.25, 0.75])
+def test_a_reading_that_the_end_comes_upon_is_left_unfinished(nvml: FakeNvml, part: float) -> None:
+    nvml.mhz = iter([1980, 1200])
+    nvml.milliwatts = itertools.chain([700_000], itertools.repeat(100_000))
+    nvml.celsius, nvml.reasons = itertools.chain([60], itertools.repeat(40)), iter([0x4])
+    assert ClockReader(UUID).read_during(after(1 + part)) == Clocks(1980, 700.0, 60, 0x4)
 
 
 def test_every_throttle_reason_seen_is_kept(nvml: FakeNvml) -> None:
