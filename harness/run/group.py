@@ -6,7 +6,8 @@ Order of work, and why:
    not timed against anything;
 2. one at a time, with the others' memory released, each one's memory is measured: an out-of-memory here is its own;
 3. they are judged, as many side by side as fit, since most of a judgement is host work;
-4. the cells judged right are timed in rounds of random order with the ceilings among them, so that all see the
+4. those whose memory can stay on the device put their inputs in place at once, which is host work too;
+5. the cells judged right are timed in rounds of random order with the ceilings among them, so that all see the
    same card.
 """
 
