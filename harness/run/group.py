@@ -240,7 +240,7 @@ class GroupRun:
 
     def _place(self, problem: Problem, resident: set[str]) -> None:
         """All who stay put their inputs in place at once: left to their first turns they would do it one by one. What
-        fails here is tried again in its turn, save by who was lost over it.
+        fails here may be the neighbours' doing, and is tried again in its turn, save by who died of it.
         """
         if self._conditions.memory_mib is None or "graph" in self._conditions.mode:
             return
@@ -253,7 +253,11 @@ class GroupRun:
             name: {"problem": problem.key, "probes": self._probes(draft)} for name, draft in drafts.items()
         }
         for name, reply in self._crew.call_all("place", arguments):
-            if isinstance(reply, Failure) and self._crew.pid(name) is None:
+            if (
+                isinstance(reply, Failure)
+                and self._crew.pid(name) is None
+                and reply.status is not Status.TIMEOUT
+            ):
                 drafts[name].failure = reply
 
     def _count_energy(self) -> None:

@@ -538,8 +538,11 @@ def test_nothing_is_put_in_place_ahead_on_a_cpu_or_for_graphs(script: Script, ch
     assert script.order("place") == []
 
 
-def test_what_cannot_be_put_in_place_beside_others_is_tried_again_in_its_turn(script: Script) -> None:
-    script.plant("a", "place", OUT_OF_MEMORY)
+@pytest.mark.parametrize("loss", [OUT_OF_MEMORY, WorkerLost(Status.TIMEOUT, "planted", "")])
+def test_what_cannot_be_put_in_place_beside_others_is_tried_again_in_its_turn(
+    script: Script, loss: Outcome
+) -> None:
+    script.plant("a", "place", loss)
     script.plant("b", "place", CRASH)
     cells, _ = execute(plan(impls=("a", "b")), memory_mib=1e6)
     assert cells["a/fwd"].status is Status.OK
