@@ -218,6 +218,7 @@ tiles = visible[:, :: {tile[0]}, :: {tile[1]}]  # each is visible as a whole or 
 
 
 def listed(tiles):
+    tiles = tiles.clone(memory_format=torch.contiguous_format)
     counts = tiles.sum(-1, dtype=torch.int32)[None]
     indices = tiles.byte().argsort(dim=-1, descending=True, stable=True).int()[None]
     return BlockSparseTensorsTorch(torch.zeros_like(counts), indices, counts, indices, block_size={tile!r})
@@ -250,7 +251,9 @@ def tile_lists(tiles: np.ndarray, tile: tuple[int, int], device: Device) -> Any:
     import torch
 
     lists = importlib.import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
-    visible = torch.tensor(tiles)[None]
+    # Indices have the strides of what is sorted, and the library takes none but dense lists: tiles may come transposed.
+    # ``contiguous`` would leave a dimension of size 1 any stride.
+    visible = torch.tensor(tiles)[None].clone(memory_format=torch.contiguous_format)
     counts = visible.sum(-1, dtype=torch.int32).to(str(device))
     indices = visible.byte().argsort(dim=-1, descending=True, stable=True).to(str(device), torch.int32)
     return lists(

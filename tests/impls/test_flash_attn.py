@@ -27,6 +27,13 @@ class Lists(NamedTuple):
     block_size: tuple[int, int]
 
 
+def convert(lists: Lists) -> None:
+    """Raises as ``to_cute_tensor`` does (flash_attn/cute/cute_dsl_utils.py), which marks the last dimension dense."""
+    for tensor in lists[:4]:
+        if tensor.stride(-1) != 1:
+            raise RuntimeError(f"Expected strides[leading_dim] == 1, but got {tensor.stride(-1)}.")
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The options of every call that the stand-in library took; no problem is refused."""
@@ -34,6 +41,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def flash_attn_func(q: object, k: object, v: object, **options: Any) -> object:
         taken.append(options)
+        for name in options.keys() & {"block_sparse_tensors", "block_sparse_tensors_bwd"}:
+            convert(options[name])
         return q
 
     contents = {
@@ -73,6 +82,7 @@ def seen(tiles: torch.Tensor, tile_q: int, tile_k: int, problem: Problem) -> tor
     return pairs[:, : problem.seqlen_q, : problem.seqlen_k]
 
 
+@pytest.mark.parametrize("seqlen_q", [300, 100])  # 100 are one tile: a dimension of size 1, of any stride
 @pytest.mark.parametrize("through", ["contract", "script"])
 @pytest.mark.parametrize(
     ("mask", "head_dim", "tile"),
@@ -86,9 +96,14 @@ def seen(tiles: torch.Tensor, tile_q: int, tile_k: int, problem: Problem) -> tor
     ],
 )
 def test_both_passes_are_told_of_the_visible_tiles(
-    mask: str, head_dim: int, tile: tuple[int, int], through: str, calls: list[dict[str, Any]]
+    mask: str,
+    head_dim: int,
+    tile: tuple[int, int],
+    through: str,
+    seqlen_q: int,
+    calls: list[dict[str, Any]],
 ) -> None:
-    problem = posed(mask, head_dim)
+    problem = posed(mask, head_dim, seqlen_q)
     visible = problem.mask.dense(
         torch.arange(problem.seqlen_q), problem.heads, problem.seqlen_q, problem.seqlen_k
     )
