@@ -47,36 +47,36 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         ptx::fence_async_shared();
         ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
 
+        // dV first, which frees the only slot of dO; dK last, under which the sums of dQ leave.
         ptx::pin(dv);
         ptx::pin(dk);
-        ptx::begin_products();
-        tile::multiply_shared<T, C::OWN_DIM_V>(dv, p, plan.d_out[d_out_at.slot], consumer * C::OWN_DIM_V / tile::PANEL);
-        ptx::commit_products();
-        tile::multiply_shared<T, C::OWN_DIM>(dk, ds, plan.q[q_at.slot], consumer * C::OWN_DIM / tile::PANEL);
-        ptx::commit_products();
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) ptx::pin(dq[u]);
         ptx::begin_products();
+        tile::multiply_shared<T, C::OWN_DIM_V>(dv, p, plan.d_out[d_out_at.slot], consumer * C::OWN_DIM_V / tile::PANEL);
+        ptx::commit_products();
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) {
             tile::multiply_panels<T>(dq[u], ds.bytes, plan.k[0].panel(consumer * C::OWN_UNITS + u), false);
         }
+        ptx::commit_products();
+        tile::multiply_shared<T, C::OWN_DIM>(dk, ds, plan.q[q_at.slot], consumer * C::OWN_DIM / tile::PANEL);
         ptx::commit_products();
         ptx::wait_products<2>();
         ptx::pin(dv);
         plan.d_out_barriers.release(d_out_at, lane);
         d_out_at.advance();
         ptx::wait_products<1>();
-        ptx::pin(dk);
-        plan.q_barriers.release(q_at, lane);
-        q_at.advance();
-        ptx::wait_products<0>();
-        buffer ^= 1;
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) {
             ptx::pin(dq[u]);
             this->add_dq(dq[u], plane, block, consumer * C::OWN_UNITS + u);
         }
+        ptx::wait_products<0>();
+        ptx::pin(dk);
+        plan.q_barriers.release(q_at, lane);
+        q_at.advance();
+        buffer ^= 1;
     }
 };
 
