@@ -67,8 +67,8 @@ class BackwardPlan:
         shape = Shape.of(options, band, DTYPES[dtype], q[0], v[0])
         config = backward_kernel(shape, options.deterministic)
         row_blocks = ceil_div(seqlen_q, config.ROWS)
-        tiles, planes = ceil_div(seqlen_k, config.keys), batch * kv_heads
-        blocks = min(multiprocessors(device), tiles * planes)
+        tiles, planes = ceil_div(seqlen_k, config.tile_keys), batch * kv_heads
+        clusters = min(max(1, multiprocessors(device) // config.cluster), tiles * planes)
         wave = max(1, planes_per_wave(shape) // (heads // kv_heads))
         maps = (
             grouped_map(q, dtype, kv_heads, config.ROWS), grouped_map(d_out, dtype, kv_heads, config.ROWS),
@@ -76,12 +76,12 @@ class BackwardPlan:
         )  # fmt: skip
         fields = (
             seqlen_q, seqlen_k, band.shift, band.left or 0, band.right or 0, tiles, planes, wave, tiles * planes,
-            blocks, kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
+            clusters, kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
             1 / (1 - dropout_effective_p(options.dropout_p)), dropout_threshold(options.dropout_p),
         )  # fmt: skip
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
-            load(config.source, config.FINISH, device, shared=0), blocks, PREPARE_BLOCKS * multiprocessors(device),
+            load(config.source, config.FINISH, device, shared=0), clusters * config.cluster, PREPARE_BLOCKS * multiprocessors(device),
             shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
             NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1]), fields, options.scale,
         )  # fmt: skip

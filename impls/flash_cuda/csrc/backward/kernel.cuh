@@ -27,7 +27,13 @@ DEVICE void run(const Params& params) {
 
     if (threadIdx.x == 0) {
         constexpr u32 CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
-        plan.kv_barriers.init(CONSUMER_WARPS + (C::LISTS ? 2 : 1));  // and the threads that see to rows
+        u32 readers = CONSUMER_WARPS + (C::LISTS ? 2 : 1);  // and the threads that see to rows
+        if constexpr (C::CLUSTER > 1) {
+            if (ptx::cluster_rank() == 0) ++readers;  // and the other block, of the tile's number
+            ptx::init(plan.other.tile_ready, 1);
+            for (auto& ready : plan.other.d_scores_ready) ptx::init(ready, 1);
+        }
+        plan.kv_barriers.init(readers);
         plan.q_barriers.init(CONSUMER_WARPS);
         plan.d_out_barriers.init(CONSUMER_WARPS);
         if constexpr (C::LISTS) {
@@ -43,6 +49,7 @@ DEVICE void run(const Params& params) {
         ptx::prefetch(params.v);
     }
     __syncthreads();
+    if constexpr (C::CLUSTER > 1) ptx::sync_cluster();  // nobody reaches into a block that has not begun
 
     if (warpgroup == 0) {
         ptx::release_registers<PRODUCER_REGISTERS>();
@@ -58,6 +65,10 @@ DEVICE void run(const Params& params) {
     } else {
         ptx::claim_registers<CONSUMER_REGISTERS>();
         typename Kind<C>::Consumer(params, plan, warpgroup - 1).run();
+    }
+    if constexpr (C::CLUSTER > 1) {  // nor into one that has ended
+        __syncwarp();
+        ptx::sync_cluster();
     }
 }
 

@@ -2,26 +2,28 @@
 // rows that see them; by LISTS a third finds out which these are.
 #pragma once
 #include "backward/plan.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 
 namespace backward {
 
+/// Of block `rank` of the cluster, whose blocks visit the same rows.
 template <class C>
-DEVICE Assignment assign(const Params& params, int index) {
+DEVICE Assignment assign(const Params& params, int index, int rank) {
     const attn::Place place = attn::place_of(params.work, index);
     const int batch = place.plane / params.kv_heads;
-    const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::KEYS;
+    const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::TILE_KEYS;
     attn::Range blocks = {0, 1};
     if constexpr (!C::LISTS) {
-        const int last = attn::min(key + C::KEYS, params.band.keys) - 1;
+        const int last = attn::min(key + C::TILE_KEYS, params.band.keys) - 1;
         const attn::Range rows = attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key, last);
         blocks = rows.size() > 0 ? attn::blocks_touching<C::ROWS>(rows) : attn::Range{0, 0};
     }
-    return {batch, place.plane - batch * params.kv_heads, key, blocks};
+    return {batch, place.plane - batch * params.kv_heads, key + rank * C::KEYS, blocks};
 }
 
-/// The block's next piece of work; in all, the blocks draw until the counter has wrapped to 0.
+/// The block's or cluster's next piece of work; in all, they draw until the counter has wrapped to 0.
 template <class C>
 DEVICE int draw(const Params& params) {
     if constexpr (C::DETERMINISTIC) {  // every piece: see turns.cuh
@@ -36,24 +38,43 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
     return (work.batch * params.kv_heads + work.kv_head) * params.group + member;
 }
 
+/// What the first block of a cluster has drawn, in all of them. Before it draws again it waits for the others' arrival.
+template <class Plan>
+DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
+    auto& other = plan.other;
+    if (rank == 0) {
+        ptx::store_remote(ptx::remote_address(&other.tile, 1), index, ptx::remote_address(&other.tile_ready, 1));
+        return index;
+    }
+    ptx::arrive_expecting(other.tile_ready, sizeof other.tile);
+    ptx::wait(other.tile_ready, parity);
+    index = other.tile;
+    ptx::arrive_remote(ptx::remote_address(&plan.kv_barriers.empty[0], 0));
+    return index;
+}
+
 /// One thread: draw tiles, and load K and V once a tile. A tile is drawn while the one before it is worked on; but where
 /// tiles add in turn, when the block is free for it. All that are drawn after it in its head wait for its turns, and
 /// would, were it drawn a tile ahead, for the whole of that tile.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
+    constexpr bool WAITS_FIRST = C::DETERMINISTIC || C::CLUSTER > 1;
+    const int rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
     tile::Cursor<1> at;
-    for (int index = blockIdx.x;; at.advance()) {
+    for (int index = blockIdx.x / C::CLUSTER;; at.advance()) {
+        if constexpr (WAITS_FIRST) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
         if constexpr (C::DETERMINISTIC) {
-            ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
-            index = draw<C>(params);
+            if (rank == 0) index = draw<C>(params);
         }
+        if constexpr (C::CLUSTER > 1) index = agree(plan, index, rank, at.parity);
         const bool more = index < params.work.total;
-        const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
+        const Assignment work = more ? assign<C>(params, index, rank) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
-        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
+        if constexpr (!WAITS_FIRST) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
         plan.assignment = work;
         ptx::Barrier& full = plan.kv_barriers.full[0];
-        ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) : 0);
+        constexpr u32 OTHERS = C::CLUSTER > 1 ? Plan::OthersKey::BYTES : 0;
+        ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) + OTHERS : 0);
         if (!more) break;
         if (any) {
             for (int c = 0; c < C::KEY_TILES; ++c) {
@@ -67,8 +88,17 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                               work.kv_head, work.batch);
                 }
             }
+            if constexpr (C::CLUSTER > 1) {
+                using OthersKey = typename Plan::OthersKey;
+                for (int p = 0; p < OthersKey::PANELS; ++p) {
+                    ptx::load(plan.other.k.panel(p), params.k, full, ptx::Keep::FIRST_OUT,
+                              (rank * OthersKey::PANELS + p) * tile::PANEL, work.key ^ C::KEYS, work.kv_head, work.batch);
+                }
+            }
         }
-        if constexpr (!C::DETERMINISTIC) index = draw<C>(params);
+        if constexpr (!C::DETERMINISTIC) {
+            if (rank == 0) index = draw<C>(params);
+        }
     }
 }
 

@@ -39,18 +39,23 @@ struct Params {
 /// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: both share 64 keys, which
 /// above fill their registers, or of which a block of LISTS is made; each owns half of the columns of dK and dV, and
 /// computes S^T and dP^T for half of the rows.
-template <class T_, int DIM_, int DIM_V_, int KEYS_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_,
+///
+/// CLUSTER: two blocks share a tile, KEYS keys each, and walk the same rows in step. They exchange dS, and each adds half
+/// of the columns of dQ, from the keys of both: half of the bytes, with which two blocks alone fill the way into L2.
+template <class T_, int DIM_, int DIM_V_, int KEYS_, int CLUSTER_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_,
           bool LISTS_>
 struct Config {
     using T = T_;
     static constexpr int DIM = DIM_, DIM_V = DIM_V_, KEYS = KEYS_, ROWS = tile::ROWS;
+    static constexpr int CLUSTER = CLUSTER_, TILE_KEYS = KEYS * CLUSTER;
     static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_, DROPOUT = DROPOUT_;
     static constexpr bool DETERMINISTIC = DETERMINISTIC_;  // tiles add to dQ in a settled order
     static constexpr bool LISTS = LISTS_;                  // walk lists of blocks; tiles divide blocks
     static_assert(!(DETERMINISTIC && LISTS), "turns are counted under a band alone");
     static constexpr bool WIDE = KEYS == tile::ROWS;
     static_assert(WIDE || (KEYS == 2 * tile::ROWS && DIM <= 128 && DIM_V <= 128));
-    static constexpr int SLOTS = 2, OUT_SLOTS = WIDE ? 1 : 2;
+    static_assert(CLUSTER == 1 || (CLUSTER == 2 && WIDE && !LISTS));
+    static constexpr int SLOTS = CLUSTER > 1 ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
     static constexpr int KEY_TILES = KEYS / tile::ROWS;
     // A consumer's part.
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
@@ -59,8 +64,8 @@ struct Config {
     // A block of dQ is a row of UNITS of 64 x 64, which the consumers share; a single one they compute in turns.
     static constexpr int UNITS = DIM / tile::PANEL;
     static constexpr bool IN_TURNS = UNITS == 1;
-    static constexpr int OWN_UNITS = IN_TURNS ? 1 : UNITS / CONSUMERS;
-    static_assert(IN_TURNS || UNITS % CONSUMERS == 0);
+    static constexpr int OWN_UNITS = IN_TURNS ? 1 : UNITS / (CONSUMERS * CLUSTER);
+    static_assert(IN_TURNS || UNITS == OWN_UNITS * CONSUMERS * CLUSTER);
     // The first keys are seen by the most rows, and go first: the last tiles should be short. But where tiles wait for
     // each other, the order is the other way: then a tile comes to rows that no earlier tile has to add to, and finds
     // its turn come wherever it walks on to, if all go at one pace.
@@ -88,12 +93,26 @@ struct Handed {
     u32 turn;
 };
 
+/// In a CLUSTER, what comes from the other block: the tile that the first one has drawn; of its K the columns of dQ that
+/// are added here; and dS^T, sent at a step by either, for which two slots are enough: who sends the next but one has
+/// received the next, and that was sent when this one had been read.
+template <int CLUSTER, class Key, class Scores>
+struct Exchange {
+    Key k;
+    Scores d_scores[2];
+    u32 tile;
+    ptx::Barrier tile_ready, d_scores_ready[2];
+};
+template <class Key, class Scores>
+struct Exchange<1, Key, Scores> {};
+
 template <class C>
 struct SharedMemoryPlan {
     using Key = tile::Panels<tile::ROWS, C::DIM>;
     using Value = tile::Panels<tile::ROWS, C::DIM_V>;
     using Query = tile::Panels<C::ROWS, C::DIM>;
     using OutGrad = tile::Panels<C::ROWS, C::DIM_V>;
+    using OthersKey = tile::Panels<tile::ROWS, C::OWN_UNITS * CONSUMERS * tile::PANEL>;
     using Scores = tile::Panels<tile::ROWS, C::ROWS>;  // 64 keys by the rows of a step
     static constexpr int SHARED_SCORES = C::WIDE ? 2 : CONSUMERS;
 
@@ -112,6 +131,7 @@ struct SharedMemoryPlan {
     // the other still reads this one.
     Scores scores[2][SHARED_SCORES];
     alignas(1024) Stage stage[CONSUMERS];
+    Exchange<C::CLUSTER, OthersKey, Scores> other;
     alignas(128) float lse[C::SLOTS][C::ROWS];
     alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
     Visit visits[C::SLOTS];     // travel with q, by LISTS

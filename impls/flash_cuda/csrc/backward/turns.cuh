@@ -23,7 +23,7 @@ PLAIN int turn_of(const attn::Band& band, int block, int key) {
 
 template <class C>
 DEVICE u32 turn_of(const attn::Band& band, int block, int key) {
-    return turn_of<C::ROWS, C::KEYS, C::HAS_LEFT, C::HAS_RIGHT, C::LAST_KEYS_FIRST>(band, block, key);
+    return turn_of<C::ROWS, C::TILE_KEYS, C::HAS_LEFT, C::HAS_RIGHT, C::LAST_KEYS_FIRST>(band, block, key);
 }
 
 /// One thread for each consumer: add its units of dQ when their turn has come. Apart from the consumer, which goes on.

@@ -1,7 +1,8 @@
 // A step of the backward where a consumer owns half of the columns (head dims above 128).
 //
 // Both consumers share 64 keys. Each computes S^T and dP^T for half of the rows, and they exchange P^T and dS^T through
-// shared memory; then each computes its columns of dV += P^T dO, dK += dS^T Q and dQ = dS K.
+// shared memory; then each computes its columns of dV += P^T dO, dK += dS^T Q and dQ = dS K. In a CLUSTER dS^T goes to
+// the other block too, while dK and dV are computed; each computes half of the columns of dQ, from the keys of both.
 #pragma once
 #include "backward/consumer.cuh"
 
@@ -16,6 +17,74 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         Base::plan, Base::q_at, Base::scores, Base::thread;
 
     float dq[C::OWN_UNITS][tile::accumulators(tile::PANEL)];
+    u32 received = 0;  // parity of what the other block sends to this `buffer`
+
+    /// First of this consumer's units of dQ; of the other block's K the columns of this block's come first.
+    __device__ __forceinline__ int own_unit() const { return consumer * C::OWN_UNITS; }
+    static __device__ __forceinline__ int cluster_unit() {
+        return C::CLUSTER > 1 ? ptx::cluster_rank() * C::OWN_UNITS * CONSUMERS : 0;
+    }
+
+    /// All of dS^T is in shared memory: one thread sends it to the other block, and makes ready for what comes from there.
+    __device__ __forceinline__ void exchange(typename Plan::Scores& ds) {
+        if constexpr (C::CLUSTER > 1) {
+            if (consumer == 0 && thread == 0) {
+                auto& other = plan.other;
+                const u32 to = ptx::cluster_rank() ^ 1;
+                ptx::arrive_expecting(other.d_scores_ready[buffer], sizeof ds.bytes);
+                ptx::copy_remote(ptx::remote_address(&other.d_scores[buffer], to), ds.bytes, sizeof ds.bytes,
+                                 ptx::remote_address(&other.d_scores_ready[buffer], to));
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply_dq(typename Plan::Scores& ds) {
+        if constexpr (C::CLUSTER > 1) ptx::wait(plan.other.d_scores_ready[buffer], received);
+#pragma unroll
+        for (int u = 0; u < C::OWN_UNITS; ++u) ptx::pin(dq[u]);
+        ptx::begin_products();
+#pragma unroll
+        for (int u = 0; u < C::OWN_UNITS; ++u) {
+            const int unit = own_unit() + u;
+            tile::multiply_panels<T>(dq[u], ds.bytes, plan.k[0].panel(cluster_unit() + unit), false);
+            if constexpr (C::CLUSTER > 1) {
+                tile::multiply_panels<T>(dq[u], plan.other.d_scores[buffer].bytes, plan.other.k.panel(unit), true);
+            }
+        }
+        ptx::commit_products();
+    }
+
+    __device__ __forceinline__ void add_dq(int plane, int block) {
+#pragma unroll
+        for (int u = 0; u < C::OWN_UNITS; ++u) {
+            ptx::pin(dq[u]);
+            Base::add_dq(dq[u], plane, block, cluster_unit() + own_unit() + u);
+        }
+    }
+
+    __device__ __forceinline__ void multiply_dk(typename Plan::Scores& ds) {
+        ptx::pin(dk);
+        ptx::begin_products();
+        tile::multiply_shared<T, C::OWN_DIM>(dk, ds, plan.q[q_at.slot], consumer * C::OWN_DIM / tile::PANEL);
+        ptx::commit_products();
+    }
+    __device__ __forceinline__ void end_dk() {
+        ptx::pin(dk);
+        plan.q_barriers.release(q_at, lane);
+        q_at.advance();
+    }
+
+    __device__ __forceinline__ void multiply_dv(typename Plan::Scores& p) {
+        ptx::pin(dv);
+        ptx::begin_products();
+        tile::multiply_shared<T, C::OWN_DIM_V>(dv, p, plan.d_out[d_out_at.slot], consumer * C::OWN_DIM_V / tile::PANEL);
+        ptx::commit_products();
+    }
+    __device__ __forceinline__ void end_dv() {
+        ptx::pin(dv);
+        plan.d_out_barriers.release(d_out_at, lane);
+        d_out_at.advance();
+    }
 
     template <bool MASKED>
     __device__ __forceinline__ void step(int plane, int block) {
@@ -47,35 +116,31 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         ptx::fence_async_shared();
         ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
 
-        // dV first, which frees the only slot of dO; dK last, under which the sums of dQ leave.
-        ptx::pin(dv);
-        ptx::pin(dk);
-#pragma unroll
-        for (int u = 0; u < C::OWN_UNITS; ++u) ptx::pin(dq[u]);
-        ptx::begin_products();
-        tile::multiply_shared<T, C::OWN_DIM_V>(dv, p, plan.d_out[d_out_at.slot], consumer * C::OWN_DIM_V / tile::PANEL);
-        ptx::commit_products();
-#pragma unroll
-        for (int u = 0; u < C::OWN_UNITS; ++u) {
-            tile::multiply_panels<T>(dq[u], ds.bytes, plan.k[0].panel(consumer * C::OWN_UNITS + u), false);
+        if constexpr (C::CLUSTER > 1) {
+            // Q and dO, of which there is no other slot, first; meanwhile dS comes from the other block.
+            exchange(ds);
+            multiply_dk(ds);
+            multiply_dv(p);
+            ptx::wait_products<1>();
+            end_dk();
+            multiply_dq(ds);
+            ptx::wait_products<1>();
+            end_dv();
+            ptx::wait_products<0>();
+            add_dq(plane, block);
+        } else {
+            // dV first, which frees the only slot of dO; dK last, under which the sums of dQ leave.
+            multiply_dv(p);
+            multiply_dq(ds);
+            multiply_dk(ds);
+            ptx::wait_products<2>();
+            end_dv();
+            ptx::wait_products<1>();
+            add_dq(plane, block);
+            ptx::wait_products<0>();
+            end_dk();
         }
-        ptx::commit_products();
-        tile::multiply_shared<T, C::OWN_DIM>(dk, ds, plan.q[q_at.slot], consumer * C::OWN_DIM / tile::PANEL);
-        ptx::commit_products();
-        ptx::wait_products<2>();
-        ptx::pin(dv);
-        plan.d_out_barriers.release(d_out_at, lane);
-        d_out_at.advance();
-        ptx::wait_products<1>();
-#pragma unroll
-        for (int u = 0; u < C::OWN_UNITS; ++u) {
-            ptx::pin(dq[u]);
-            this->add_dq(dq[u], plane, block, consumer * C::OWN_UNITS + u);
-        }
-        ptx::wait_products<0>();
-        ptx::pin(dk);
-        plan.q_barriers.release(q_at, lane);
-        q_at.advance();
+        received ^= buffer;
         buffer ^= 1;
     }
 };
