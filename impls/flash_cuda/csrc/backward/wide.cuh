@@ -12,6 +12,7 @@ template <class C>
 struct WideConsumer : Consumer<WideConsumer<C>, C> {
     using Base = Consumer<WideConsumer<C>, C>;
     using typename Base::Plan;
+    using typename Base::Statistics;
     using typename Base::T;
     using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
         Base::plan, Base::q_at, Base::scores, Base::thread;
@@ -27,29 +28,34 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
 
     /// All of dS^T is in shared memory: one thread sends it to the other block, and makes ready for what comes from there.
     __device__ __forceinline__ void exchange(typename Plan::Scores& ds) {
-        if constexpr (C::CLUSTER > 1) {
-            if (consumer == 0 && thread == 0) {
-                auto& other = plan.other;
-                const u32 to = ptx::cluster_rank() ^ 1;
-                ptx::arrive_expecting(other.d_scores_ready[buffer], sizeof ds.bytes);
-                ptx::copy_remote(ptx::remote_address(&other.d_scores[buffer], to), ds.bytes, sizeof ds.bytes,
-                                 ptx::remote_address(&other.d_scores_ready[buffer], to));
-            }
+        if (consumer == 0 && thread == 0) {
+            auto& other = plan.other;
+            const u32 to = ptx::cluster_rank() ^ 1;
+            ptx::arrive_expecting(other.d_scores_ready[buffer], sizeof ds.bytes);
+            ptx::copy_remote(ptx::remote_address(&other.d_scores[buffer], to), ds.bytes, sizeof ds.bytes,
+                             ptx::remote_address(&other.d_scores_ready[buffer], to));
         }
     }
 
     __device__ __forceinline__ void multiply_dq(typename Plan::Scores& ds) {
-        if constexpr (C::CLUSTER > 1) ptx::wait(plan.other.d_scores_ready[buffer], received);
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) ptx::pin(dq[u]);
         ptx::begin_products();
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) {
-            const int unit = own_unit() + u;
-            tile::multiply_panels<T>(dq[u], ds.bytes, plan.k[0].panel(cluster_unit() + unit), false);
-            if constexpr (C::CLUSTER > 1) {
-                tile::multiply_panels<T>(dq[u], plan.other.d_scores[buffer].bytes, plan.other.k.panel(unit), true);
-            }
+            tile::multiply_panels<T>(dq[u], ds.bytes, plan.k[0].panel(cluster_unit() + own_unit() + u), false);
+        }
+        ptx::commit_products();
+    }
+
+    /// The other block's keys.
+    __device__ __forceinline__ void multiply_others_dq() {
+        auto& other = plan.other;
+        ptx::wait(other.d_scores_ready[buffer], received);
+        ptx::begin_products();
+#pragma unroll
+        for (int u = 0; u < C::OWN_UNITS; ++u) {
+            tile::multiply_panels<T>(dq[u], other.d_scores[buffer].bytes, other.k.panel(own_unit() + u), true);
         }
         ptx::commit_products();
     }
@@ -94,23 +100,28 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         ptx::begin_products();
         tile::multiply_transposed<T, C::OWN_ROWS>(scores, plan.k[0], plan.q[q_at.slot], false, first_row);
         ptx::commit_products();
+        Statistics lse, delta;  // read under the products
+        this->load_statistics(lse, plan.lse[q_at.slot]);
+        ptx::pin(lse);
         plan.d_out_barriers.wait_full(d_out_at);
         ptx::pin(d_scores);
         ptx::begin_products();
         tile::multiply_transposed<T, C::OWN_ROWS>(d_scores, plan.v[0], plan.d_out[d_out_at.slot], false, first_row);
         ptx::commit_products();
+        this->load_statistics(delta, plan.delta[d_out_at.slot]);
+        ptx::pin(delta);
 
         u32 operand[tile::packed(C::OWN_ROWS)];
         auto& [p, ds] = plan.scores[buffer];
         this->draw(plane, block);
         ptx::wait_products<1>();
         ptx::pin(scores);
-        this->template weigh<MASKED>(block);
+        this->template weigh<MASKED>(block, lse);
         this->round_weights(operand);
         tile::store_operand<C::OWN_ROWS>(p, operand, thread, first_row);
         ptx::wait_products<0>();
         ptx::pin(d_scores);
-        this->differentiate();
+        this->differentiate(delta);
         tile::to_operand<T>(operand, d_scores);
         tile::store_operand<C::OWN_ROWS>(ds, operand, thread, first_row);
         ptx::fence_async_shared();
@@ -121,10 +132,11 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
             exchange(ds);
             multiply_dk(ds);
             multiply_dv(p);
-            ptx::wait_products<1>();
-            end_dk();
             multiply_dq(ds);
-            ptx::wait_products<1>();
+            ptx::wait_products<2>();
+            end_dk();
+            multiply_others_dq();
+            ptx::wait_products<2>();
             end_dv();
             ptx::wait_products<0>();
             add_dq(plane, block);

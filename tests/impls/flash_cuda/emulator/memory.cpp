@@ -54,8 +54,12 @@ void check_range(const Region& region, Address address, std::uint32_t bytes, con
 
 std::string name_of(const Access& access) {
     const unsigned threads = machine.launch.threads, each = machine.launch.block_clock(), who = access.who % each;
-    std::string name = access.writes ? "the write" : "the read";
-    name += who < threads ? " of thread " + std::to_string(who) : " of a copy (barrier " + std::to_string(who - threads) + ")";
+    std::string name;
+    if (who < threads) {
+        name = std::string(access.writes ? "the write" : "the read") + " of thread " + std::to_string(who);
+    } else {
+        name = std::string(access.writes ? "a copy into it" : "a copy of it") + " (barrier " + std::to_string(who - threads) + " of the block)";
+    }
     return machine.launch.cluster > 1 ? name + " of the cluster's block " + std::to_string(access.who / each) : name;
 }
 
