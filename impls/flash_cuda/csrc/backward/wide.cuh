@@ -15,7 +15,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     using typename Base::Statistics;
     using typename Base::T;
     using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
-        Base::plan, Base::q_at, Base::scores, Base::thread;
+        Base::params, Base::plan, Base::q_at, Base::scores, Base::thread;
 
     float dq[C::OWN_UNITS][tile::accumulators(tile::PANEL)];
     u32 received = 0;  // parity of what the other block sends to this `buffer`
@@ -64,7 +64,13 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) {
             ptx::pin(dq[u]);
-            Base::add_dq(dq[u], plane, block, cluster_unit() + own_unit() + u);
+            const int unit = cluster_unit() + own_unit() + u;
+            if constexpr (C::CLUSTER > 1 && !C::DETERMINISTIC) {
+                // From registers: shared memory, which bounds this step, is spared both ways of the stage.
+                tile::add_floats(params.dq[(plane * params.row_blocks + block) * C::UNITS + unit], dq[u], thread);
+            } else {
+                Base::add_dq(dq[u], plane, block, unit);
+            }
         }
     }
 

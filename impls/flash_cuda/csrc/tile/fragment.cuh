@@ -4,6 +4,7 @@
 // value 4 g + 2 h + e lies in row 16 w + t / 4 + 8 h and column 8 g + 2 (t % 4) + e.
 #pragma once
 #include "ptx/math.cuh"
+#include "ptx/reduce.cuh"
 #include "ptx/stmatrix.cuh"
 #include "tile/panels.cuh"
 
@@ -67,6 +68,12 @@ DEVICE void store_floats(Floats& target, const float (&values)[accumulators(PANE
         reinterpret_cast<float4*>(target.values[g])[thread] =
             make_float4(values[4 * g], values[4 * g + 1], values[4 * g + 2], values[4 * g + 3]);
     }
+}
+
+/// Add to global memory, to which others add too.
+DEVICE void add_floats(Floats& target, const float (&values)[accumulators(PANEL)], int thread) {
+#pragma unroll
+    for (int g = 0; g < PANEL / 8; ++g) ptx::reduce_add(&target.values[g][4 * thread], &values[4 * g]);
 }
 
 DEVICE void load_floats(float (&values)[accumulators(PANEL)], const Floats& source, int thread) {
