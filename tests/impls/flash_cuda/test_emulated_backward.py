@@ -93,10 +93,10 @@ def test_a_wrong_byte_of_dropout_is_seen(make, judge, tmp_path):
 @pytest.mark.parametrize(
     ("file", "old", "new", "found"),
     [
-        ("backward/wide.cuh", "ptx::wait(other.d_scores_ready[buffer], received);", "", "no barrier puts that after"),
+        ("backward/wide.cuh", "ptx::wait(plan.arrivals.d_scores_ready[buffer], received);", "", "no barrier puts that after"),
         ("backward/wide.cuh", "received ^= buffer;", "", "no barrier puts that after"),
         ("backward/load.cuh", "(rank * OthersKey::PANELS + p)", "p", None),
-        ("backward/load.cuh", "ptx::wait(other.tile_ready, parity);", "", "no barrier puts that after"),
+        ("backward/load.cuh", "ptx::wait(arrivals.tile_ready, parity);", "", "no barrier puts that after"),
         ("backward/kernel.cuh", "        __syncwarp();\n        ptx::sync_cluster();\n", "", "has ended|block ends"),
     ],
 )  # fmt: skip

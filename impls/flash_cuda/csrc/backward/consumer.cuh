@@ -62,8 +62,10 @@ struct Consumer {
 #pragma unroll
                 for (float& value : dv) value *= params.keep_scale;
             }
-            store_result<C::OWN_DIM>(plan.stage[consumer].dk, dk, params.dk);
-            store_result<C::OWN_DIM_V>(plan.stage[consumer].dv, dv, params.dv);
+            auto& stage = begin_results();
+            store_result<C::OWN_DIM>(stage.dk, dk, params.dk);
+            store_result<C::OWN_DIM_V>(stage.dv, dv, params.dv);
+            end_results();
         }
         if (thread == 0) {
             if constexpr (C::DETERMINISTIC) {
@@ -98,12 +100,8 @@ struct Consumer {
                 self.template step<false>(visit.plane, visit.block);
             }
         }
-        // The end has taken a slot of Q and one of dO.
-        plan.d_out_barriers.wait_full(d_out_at);
         plan.q_barriers.release(q_at, lane);
-        plan.d_out_barriers.release(d_out_at, lane);
         q_at.advance();
-        d_out_at.advance();
     }
 
     /// All queries of the group's heads, masked blocks apart from the long run between them.
@@ -211,6 +209,28 @@ struct Consumer {
         attn::mask_scores<true>(scores, limits);
     }
 
+    __device__ __forceinline__ typename Plan::Stage& begin_results() {
+        if constexpr (C::ENDS_IN_SLOTS) {
+            plan.d_out_barriers.wait_full(d_out_at);
+            __syncwarp();  // a lane that is late would find the slot filled again
+            plan.d_out_barriers.release(d_out_at, lane);
+            d_out_at.advance();
+        }
+        if constexpr (C::STAGED) {
+            return plan.stages.own[consumer];
+        } else {
+            plan.q_barriers.wait_full(q_at);
+            return reinterpret_cast<typename Plan::Stage*>(plan.q[q_at.slot].bytes)[consumer];
+        }
+    }
+    __device__ __forceinline__ void end_results() {
+        if constexpr (!C::STAGED) {
+            begin_stage();
+            plan.q_barriers.release(q_at, lane);
+            q_at.advance();
+        }
+    }
+
     /// The stage is free again: what was sent from it has left.
     __device__ __forceinline__ void begin_stage() {
         if (thread == 0) {
@@ -247,14 +267,14 @@ struct Consumer {
     /// The same from a stage that is free.
     __device__ __forceinline__ void send_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
                                             int unit) {
-        tile::store_floats(plan.stage[consumer].dq, dq, thread);
+        tile::store_floats(plan.stages.own[consumer].dq, dq, thread);
         end_stage();
         if (thread == 0) {
             const int sums = (plane * params.row_blocks + block) * C::UNITS + unit;
             if constexpr (C::DETERMINISTIC) {
                 hand_over({sums, turn_of<C>(params.band, block, work.key)});
             } else {
-                ptx::reduce_add(params.dq[sums].values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
+                ptx::reduce_add(params.dq[sums].values[0], &plan.stages.own[consumer].dq, sizeof(tile::Floats));
                 ptx::commit_stores();
             }
         }

@@ -30,8 +30,8 @@ DEVICE void run(const Params& params) {
         u32 readers = CONSUMER_WARPS + (C::LISTS ? 2 : 1);  // and the threads that see to rows
         if constexpr (C::CLUSTER > 1) {
             if (ptx::cluster_rank() == 0) ++readers;  // and the other block, of the tile's number
-            ptx::init(plan.other.tile_ready, 1);
-            for (auto& ready : plan.other.d_scores_ready) ptx::init(ready, 1);
+            ptx::init(plan.arrivals.tile_ready, 1);
+            for (auto& ready : plan.arrivals.d_scores_ready) ptx::init(ready, 1);
         }
         plan.kv_barriers.init(readers);
         plan.q_barriers.init(CONSUMER_WARPS);

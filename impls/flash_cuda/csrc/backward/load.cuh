@@ -41,14 +41,14 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
 /// What the first block of a cluster has drawn, in all of them. Before it draws again it waits for the others' arrival.
 template <class Plan>
 DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
-    auto& other = plan.other;
+    auto& arrivals = plan.arrivals;
     if (rank == 0) {
-        ptx::store_remote(ptx::remote_address(&other.tile, 1), index, ptx::remote_address(&other.tile_ready, 1));
+        ptx::store_remote(ptx::remote_address(&arrivals.tile, 1), index, ptx::remote_address(&arrivals.tile_ready, 1));
         return index;
     }
-    ptx::arrive_expecting(other.tile_ready, sizeof other.tile);
-    ptx::wait(other.tile_ready, parity);
-    index = other.tile;
+    ptx::arrive_expecting(arrivals.tile_ready, sizeof arrivals.tile);
+    ptx::wait(arrivals.tile_ready, parity);
+    index = arrivals.tile;
     ptx::arrive_remote(ptx::remote_address(&plan.kv_barriers.empty[0], 0));
     return index;
 }
@@ -139,13 +139,15 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
                 if (visit.plane < 0) break;
                 load(visit.plane * params.row_blocks, visit.member, visit.block);
             }
-            plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);  // slots that say so to the consumers
-            plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
         } else {
             for (int member = 0; member < params.group; ++member) {
                 const int first_block = plane_of(params, work, member) * params.row_blocks;
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) load(first_block, member, block);
             }
+        }
+        if constexpr (C::ENDS_IN_SLOTS) {  // LISTS: that say so to the consumers
+            plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);
+            plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
         }
     }
 }

@@ -55,7 +55,10 @@ struct Config {
     static constexpr bool WIDE = KEYS == tile::ROWS;
     static_assert(WIDE || (KEYS == 2 * tile::ROWS && DIM <= 128 && DIM_V <= 128));
     static_assert(CLUSTER == 1 || (CLUSTER == 2 && WIDE && !LISTS));
-    static constexpr int SLOTS = CLUSTER > 1 ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
+    // dQ goes to its sums from registers, and dK and dV out through a slot of Q; else both through a stage of their own.
+    static constexpr bool STAGED = CLUSTER == 1 || DETERMINISTIC;
+    static constexpr bool ENDS_IN_SLOTS = LISTS || !STAGED;  // the end of a tile takes a slot of Q and one of dO
+    static constexpr int SLOTS = CLUSTER > 1 && STAGED ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
     static constexpr int KEY_TILES = KEYS / tile::ROWS;
     // A consumer's part.
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
@@ -93,18 +96,33 @@ struct Handed {
     u32 turn;
 };
 
-/// In a CLUSTER, what comes from the other block: the tile that the first one has drawn; of its K the columns of dQ that
-/// are added here; and dS^T, sent at a step by either, for which two slots are enough: who sends the next but one has
-/// received the next, and that was sent when this one had been read.
+/// In a CLUSTER, what comes from the other block: of its K the columns of dQ that are added here; dS^T, sent at a step by
+/// either, for which two slots are enough: who sends the next but one has received the next, and that was sent when this
+/// one had been read. And (below) the tile that the first block has drawn.
 template <int CLUSTER, class Key, class Scores>
 struct Exchange {
     Key k;
     Scores d_scores[2];
-    u32 tile;
-    ptx::Barrier tile_ready, d_scores_ready[2];
 };
 template <class Key, class Scores>
 struct Exchange<1, Key, Scores> {};
+
+/// That it has come; apart from the above, so that this stays aligned without gaps.
+template <int CLUSTER>
+struct Arrivals {
+    ptx::Barrier tile_ready, d_scores_ready[2];
+    u32 tile;
+};
+template <>
+struct Arrivals<1> {};
+
+/// One for each consumer.
+template <bool STAGED, class Stage>
+struct Stages {
+    alignas(1024) Stage own[CONSUMERS];
+};
+template <class Stage>
+struct Stages<false, Stage> {};
 
 template <class C>
 struct SharedMemoryPlan {
@@ -130,12 +148,13 @@ struct SharedMemoryPlan {
     // What the consumers exchange: dS^T of either's keys, or WIDE P^T and dS^T. Two: one of them writes the next while
     // the other still reads this one.
     Scores scores[2][SHARED_SCORES];
-    alignas(1024) Stage stage[CONSUMERS];
     Exchange<C::CLUSTER, OthersKey, Scores> other;
+    Stages<C::STAGED, Stage> stages;
     alignas(128) float lse[C::SLOTS][C::ROWS];
     alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
     Visit visits[C::SLOTS];     // travel with q, by LISTS
     Assignment assignment;      // travels with k and v
+    Arrivals<C::CLUSTER> arrivals;
     Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
     u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
     tile::RingBarriers<1> kv_barriers;

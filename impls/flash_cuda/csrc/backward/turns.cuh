@@ -37,7 +37,7 @@ DEVICE void add_in_turn(const Params& params, Plan& plan, int consumer) {
         u32* turn = params.turns + handed.unit;
         ptx::wait_for(turn, handed.turn);
         ptx::fence_async_global();
-        ptx::reduce_add(params.dq[handed.unit].values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
+        ptx::reduce_add(params.dq[handed.unit].values[0], &plan.stages.own[consumer].dq, sizeof(tile::Floats));
         ptx::commit_stores();
         ptx::wait_stores_read<0>();
         barriers.release(at, 0);

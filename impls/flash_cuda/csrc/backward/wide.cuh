@@ -29,11 +29,11 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     /// All of dS^T is in shared memory: one thread sends it to the other block, and makes ready for what comes from there.
     __device__ __forceinline__ void exchange(typename Plan::Scores& ds) {
         if (consumer == 0 && thread == 0) {
-            auto& other = plan.other;
             const u32 to = ptx::cluster_rank() ^ 1;
-            ptx::arrive_expecting(other.d_scores_ready[buffer], sizeof ds.bytes);
-            ptx::copy_remote(ptx::remote_address(&other.d_scores[buffer], to), ds.bytes, sizeof ds.bytes,
-                             ptx::remote_address(&other.d_scores_ready[buffer], to));
+            ptx::Barrier& ready = plan.arrivals.d_scores_ready[buffer];
+            ptx::arrive_expecting(ready, sizeof ds.bytes);
+            ptx::copy_remote(ptx::remote_address(&plan.other.d_scores[buffer], to), ds.bytes, sizeof ds.bytes,
+                             ptx::remote_address(&ready, to));
         }
     }
 
@@ -51,7 +51,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     /// The other block's keys.
     __device__ __forceinline__ void multiply_others_dq() {
         auto& other = plan.other;
-        ptx::wait(other.d_scores_ready[buffer], received);
+        ptx::wait(plan.arrivals.d_scores_ready[buffer], received);
         ptx::begin_products();
 #pragma unroll
         for (int u = 0; u < C::OWN_UNITS; ++u) {
@@ -65,8 +65,8 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         for (int u = 0; u < C::OWN_UNITS; ++u) {
             ptx::pin(dq[u]);
             const int unit = cluster_unit() + own_unit() + u;
-            if constexpr (C::CLUSTER > 1 && !C::DETERMINISTIC) {
-                // From registers: shared memory, which bounds this step, is spared both ways of the stage.
+            if constexpr (!C::STAGED) {
+                // Shared memory, which bounds this step, is spared both ways of a stage.
                 tile::add_floats(params.dq[(plane * params.row_blocks + block) * C::UNITS + unit], dq[u], thread);
             } else {
                 Base::add_dq(dq[u], plane, block, unit);
@@ -134,16 +134,16 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
 
         if constexpr (C::CLUSTER > 1) {
-            // Q and dO, of which there is no other slot, first; meanwhile dS comes from the other block.
+            // dV first, which frees the only slot of dO; meanwhile dS comes from the other block.
             exchange(ds);
-            multiply_dk(ds);
             multiply_dv(p);
+            multiply_dk(ds);
             multiply_dq(ds);
             ptx::wait_products<2>();
-            end_dk();
+            end_dv();
             multiply_others_dq();
             ptx::wait_products<2>();
-            end_dv();
+            end_dk();
             ptx::wait_products<0>();
             add_dq(plane, block);
         } else {
