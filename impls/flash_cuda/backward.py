@@ -81,8 +81,8 @@ class BackwardPlan:
         )  # fmt: skip
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
-            load(config.source, config.FINISH, device, shared=0), clusters * config.cluster, PREPARE_BLOCKS * multiprocessors(device),
-            shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
+            load(config.source, config.FINISH, device, shared=0), clusters * config.cluster,
+            PREPARE_BLOCKS * multiprocessors(device), shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
             NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1]), fields, options.scale,
         )  # fmt: skip
 

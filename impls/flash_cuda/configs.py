@@ -340,5 +340,5 @@ def backward_kernel(shape: Shape, deterministic: bool = False) -> BackwardKernel
     # Two blocks that share dQ have a panel of it for each consumer: four. Rows are listed for one block's keys.
     cluster = 2 if dim == 4 * PANEL and not lists else 1
     return BackwardKernel(
-        shape.dtype, dim, dim_v, keys, shape.has_left, shape.has_right, shape.dropout, deterministic, lists, cluster
-    )
+        shape.dtype, dim, dim_v, keys, shape.has_left, shape.has_right, shape.dropout, deterministic, lists, cluster,
+    )  # fmt: skip

@@ -52,6 +52,7 @@ struct Consumer {
             if constexpr (C::LISTS) {
                 walk_lists();
             } else if (work.blocks.size() > 0) {
+                static_cast<Self&>(*this).begin_tile();
                 walk();
             }
             __syncwarp();

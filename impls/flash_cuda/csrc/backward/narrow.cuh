@@ -19,6 +19,8 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     u32 p_operand[tile::packed(C::ROWS)], ds_operand[tile::packed(C::ROWS)];
     float dq[tile::accumulators(tile::PANEL)];
 
+    __device__ __forceinline__ void begin_tile() {}
+
     template <bool MASKED>
     __device__ __forceinline__ void step(int plane, int block) {
         plan.q_barriers.wait_full(q_at);

@@ -17,6 +17,9 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
         Base::params, Base::plan, Base::q_at, Base::scores, Base::thread;
 
+    // As much of K as registers have room for, as operand of S: at 64 x 32 a product, S reads twice as much of K as of Q.
+    static constexpr int HELD = C::STAGED || C::DROPOUT ? 0 : 8;
+    u32 k_operand[HELD ? 4 * HELD : 1];
     float dq[C::OWN_UNITS][tile::accumulators(tile::PANEL)];
     u32 received = 0;  // parity of what the other block sends to this `buffer`
 
@@ -98,14 +101,29 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         d_out_at.advance();
     }
 
+    __device__ __forceinline__ void begin_tile() {
+        if constexpr (HELD > 0) tile::load_operand<HELD>(k_operand, plan.k[0], thread);
+    }
+
+    __device__ __forceinline__ void multiply_scores() {
+        const int first_row = this->own_row();
+        ptx::pin(scores);
+        if constexpr (HELD > 0) {
+            ptx::pin(k_operand);
+            ptx::begin_products();
+            tile::multiply_transposed<T, C::OWN_ROWS>(scores, k_operand, plan.k[0], plan.q[q_at.slot], first_row);
+        } else {
+            ptx::begin_products();
+            tile::multiply_transposed<T, C::OWN_ROWS>(scores, plan.k[0], plan.q[q_at.slot], false, first_row);
+        }
+        ptx::commit_products();
+    }
+
     template <bool MASKED>
     __device__ __forceinline__ void step(int plane, int block) {
         const int first_row = this->own_row();
         plan.q_barriers.wait_full(q_at);
-        ptx::pin(scores);
-        ptx::begin_products();
-        tile::multiply_transposed<T, C::OWN_ROWS>(scores, plan.k[0], plan.q[q_at.slot], false, first_row);
-        ptx::commit_products();
+        multiply_scores();
         Statistics lse, delta;  // read under the products
         this->load_statistics(lse, plan.lse[q_at.slot]);
         ptx::pin(lse);

@@ -48,6 +48,18 @@ DEVICE void store_operand(Panels<ROWS, TARGET_COLS>& target, const u32 (&operand
     }
 }
 
+/// Read a warpgroup's 64 x (16 SLICES) operand: of a panel's rows the first columns, in the order of `to_operand`.
+template <int SLICES, class Source>
+DEVICE void load_operand(u32 (&operand)[4 * SLICES], Source& source, int thread) {
+    const u32 row = first_row(thread);
+#pragma unroll
+    for (int i = 0; i < 4 * SLICES; ++i) {
+        const u32 chunk = i / 4 * 2 + i / 2 % 2;
+        const u8* words = source.panel(chunk / 8) + chunk_offset(row + i % 2 * 8, chunk % 8);
+        operand[i] = reinterpret_cast<const u32*>(words)[thread % 4];
+    }
+}
+
 /// Write a warpgroup's 64 x COLS product, rounded.
 template <class T, int COLS>
 DEVICE void store_fragment(Panels<ROWS, COLS>& target, const float (&values)[accumulators(COLS)], int thread) {

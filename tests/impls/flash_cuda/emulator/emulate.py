@@ -224,7 +224,9 @@ class Emulation:
 
     def load(self, source: str, name: str, device: int, shared: int = SHARED_BYTES) -> EmulatedKernel:
         """Stands in for `driver.load`."""
-        clusters = re.search(rf"__cluster_dims__\((\d+), 1, 1\) __launch_bounds__\([^)]*\)\s+{name}\(", source)
+        clusters = re.search(
+            rf"__cluster_dims__\((\d+), 1, 1\) __launch_bounds__\([^)]*\)\s+{name}\(", source
+        )
         return EmulatedKernel(self, name, *library(source, self.csrc), int(clusters[1]) if clusters else 1)
 
     def stand_ins(self) -> dict[str, Any]:
