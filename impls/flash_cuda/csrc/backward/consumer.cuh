@@ -14,6 +14,7 @@ template <class Self, class C>
 struct Consumer {
     using T = typename C::T;
     using Plan = SharedMemoryPlan<C>;
+    using Statistics = float[C::OWN_ROWS / 4];  // of the columns that a thread has values in
 
     const Params& params;
     Plan& plan;
@@ -141,10 +142,15 @@ struct Consumer {
 
     /// P = exp2(S - lse), rows that do not see a key apart.
     template <bool MASKED>
-    __device__ __forceinline__ void weigh(int block) {
+    __device__ __forceinline__ void weigh(int block, const Statistics& lse) {
         if constexpr (MASKED) mask(block * C::ROWS + own_row());
-        each_column(plan.lse[q_at.slot] + own_row(),
-                    [&](int i, float lse) { scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse); });
+        each_value([&](int i, int column) { scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse[column]); });
+    }
+    template <bool MASKED>
+    __device__ __forceinline__ void weigh(int block) {
+        Statistics lse;
+        load_statistics(lse, plan.lse[q_at.slot]);
+        weigh<MASKED>(block, lse);
     }
 
     /// P as the operand of dV, without what is dropped; dV is scaled for it at the end.
@@ -154,29 +160,39 @@ struct Consumer {
     }
 
     /// dS = P * (dP - delta): dropout acts on dP as on P, and not on the P that dS is made of.
-    __device__ __forceinline__ void differentiate() {
-        each_column(plan.delta[d_out_at.slot] + own_row(), [&](int i, float delta) {
+    __device__ __forceinline__ void differentiate(const Statistics& delta) {
+        each_value([&](int i, int column) {
             if constexpr (C::DROPOUT) {
-                d_scores[i] = scores[i] * (dropped.kept(d_scores[i], i) * params.keep_scale - delta);
+                d_scores[i] = scores[i] * (dropped.kept(d_scores[i], i) * params.keep_scale - delta[column]);
             } else {
-                d_scores[i] = scores[i] * (d_scores[i] - delta);
+                d_scores[i] = scores[i] * (d_scores[i] - delta[column]);
             }
         });
     }
 
-    /// Call with every value's index and the entry of its column in `statistics`.
-    template <class Use>
-    __device__ __forceinline__ void each_column(const float* statistics, Use use) {
-        const float* own = statistics + tile::first_column(thread);
+    __device__ __forceinline__ void differentiate() {
+        Statistics delta;
+        load_statistics(delta, plan.delta[d_out_at.slot]);
+        differentiate(delta);
+    }
+
+    /// The thread's part of a row statistic, its columns in order: all, or those from BEGIN to END.
+    template <int BEGIN = 0, int END = C::OWN_ROWS>
+    __device__ __forceinline__ void load_statistics(Statistics& values, const float* statistics) {
+        const float* own = statistics + own_row() + tile::first_column(thread);
 #pragma unroll
-        for (int g = 0; g < C::OWN_ROWS / 8; ++g) {
+        for (int g = BEGIN / 8; g < END / 8; ++g) {
             const float2 pair = ptx::load_pair(own + 8 * g);
-#pragma unroll
-            for (int h = 0; h < tile::HALVES; ++h) {
-                use(4 * g + 2 * h, pair.x);
-                use(4 * g + 2 * h + 1, pair.y);
-            }
+            values[2 * g] = pair.x;
+            values[2 * g + 1] = pair.y;
         }
+    }
+
+    /// Call with every value's index, and that of its column among the thread's own.
+    template <class Use>
+    static __device__ __forceinline__ void each_value(Use use) {
+#pragma unroll
+        for (int i = 0; i < tile::accumulators(C::OWN_ROWS); ++i) use(i, i / 4 * 2 + i % 2);
     }
 
     /// Each half's key is seen by a range of rows, in a full block of LISTS by all, by none if it lies past the last key.

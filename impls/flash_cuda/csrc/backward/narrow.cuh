@@ -12,9 +12,10 @@ template <class C>
 struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     using Base = Consumer<NarrowConsumer<C>, C>;
     using typename Base::Plan;
+    using typename Base::Statistics;
     using typename Base::T;
     using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
-        Base::plan, Base::q_at, Base::scores, Base::thread;
+        Base::plan, Base::q_at, Base::scores;
 
     u32 p_operand[tile::packed(C::ROWS)], ds_operand[tile::packed(C::ROWS)];
     float dq[tile::accumulators(tile::PANEL)];
@@ -26,6 +27,9 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         ptx::begin_products();
         tile::multiply_transposed<T, C::ROWS>(scores, plan.k[consumer], plan.q[q_at.slot]);
         ptx::commit_products();
+        Statistics lse;
+        this->load_statistics(lse, plan.lse[q_at.slot]);
+        ptx::pin(lse);
         plan.d_out_barriers.wait_full(d_out_at);
         ptx::pin(d_scores);
         ptx::begin_products();
@@ -35,7 +39,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         this->draw(plane, block);
         ptx::wait_products<1>();
         ptx::pin(scores);
-        this->template weigh<MASKED>(block);
+        this->template weigh<MASKED>(block, lse);
         this->round_weights(p_operand);
         ptx::pin(dv);
         ptx::pin(p_operand);
@@ -43,11 +47,15 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         tile::multiply<T, C::DIM_V>(dv, p_operand, plan.d_out[d_out_at.slot], true);
         ptx::commit_products();
 
+        Statistics delta;
+        this->template load_statistics<0, C::ROWS / 2>(delta, plan.delta[d_out_at.slot]);
         ptx::wait_products<1>();
+        this->template load_statistics<C::ROWS / 2, C::ROWS>(delta, plan.delta[d_out_at.slot]);
         ptx::pin(d_scores);
-        this->differentiate();
+        this->differentiate(delta);
         tile::to_operand<T>(ds_operand, d_scores);
-        tile::store_operand<C::ROWS>(plan.scores[buffer][consumer], ds_operand, thread);
+        const int now = ptx::opaque(threadIdx.x) % WARPGROUP;  // addresses are not kept from step to step
+        tile::store_operand<C::ROWS>(plan.scores[buffer][consumer], ds_operand, now);
         ptx::fence_async_shared();
         ptx::pin(dk);
         ptx::pin(ds_operand);
@@ -60,7 +68,6 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         ptx::pin(dv);
         ptx::pin(p_operand);
         plan.d_out_barriers.release(d_out_at, lane);
-        d_out_at.advance();
         const bool own = !C::IN_TURNS || buffer == consumer;
         const int unit = C::IN_TURNS ? 0 : consumer;
         if (own) {
@@ -77,6 +84,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         ptx::pin(ds_operand);
         plan.q_barriers.release(q_at, lane);
         q_at.advance();
+        d_out_at = q_at;  // as many slots: the compiler keeps one count for both
         buffer ^= 1;
         if (own) {
             ptx::pin(dq);
