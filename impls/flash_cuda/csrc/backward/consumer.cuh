@@ -241,6 +241,12 @@ struct Consumer {
     __device__ __forceinline__ void add_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
                                            int unit) {
         begin_stage();
+        send_dq(dq, plane, block, unit);
+    }
+
+    /// The same from a stage that is free.
+    __device__ __forceinline__ void send_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
+                                            int unit) {
         tile::store_floats(plan.stage[consumer].dq, dq, thread);
         end_stage();
         if (thread == 0) {

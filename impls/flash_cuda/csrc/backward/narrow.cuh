@@ -57,17 +57,9 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         const int now = ptx::opaque(threadIdx.x) % WARPGROUP;  // addresses are not kept from step to step
         tile::store_operand<C::ROWS>(plan.scores[buffer][consumer], ds_operand, now);
         ptx::fence_async_shared();
-        ptx::pin(dk);
-        ptx::pin(ds_operand);
-        ptx::begin_products();
-        tile::multiply<T, C::DIM>(dk, ds_operand, plan.q[q_at.slot], true);
-        ptx::commit_products();
-
         ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
-        ptx::wait_products<1>();
-        ptx::pin(dv);
-        ptx::pin(p_operand);
-        plan.d_out_barriers.release(d_out_at, lane);
+
+        // dQ before dK: its way through shared memory then runs under dK.
         const bool own = !C::IN_TURNS || buffer == consumer;
         const int unit = C::IN_TURNS ? 0 : consumer;
         if (own) {
@@ -79,17 +71,27 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
             }
             ptx::commit_products();
         }
+        buffer ^= 1;
+        ptx::pin(dk);
+        ptx::pin(ds_operand);
+        ptx::begin_products();
+        tile::multiply<T, C::DIM>(dk, ds_operand, plan.q[q_at.slot], true);
+        ptx::commit_products();
+        if (own) this->begin_stage();
+        ptx::wait_products<1>();
+        ptx::pin(dv);
+        ptx::pin(p_operand);
+        plan.d_out_barriers.release(d_out_at, lane);
+        if (own) {
+            ptx::pin(dq);
+            this->send_dq(dq, plane, block, unit);
+        }
         ptx::wait_products<0>();
         ptx::pin(dk);
         ptx::pin(ds_operand);
         plan.q_barriers.release(q_at, lane);
         q_at.advance();
         d_out_at = q_at;  // as many slots: the compiler keeps one count for both
-        buffer ^= 1;
-        if (own) {
-            ptx::pin(dq);
-            this->add_dq(dq, plane, block, unit);
-        }
     }
 };
 
