@@ -33,9 +33,6 @@ from attnbench.impls.flash_cuda.configs import (
 from attnbench.impls.flash_cuda.driver import Kernel, TensorMap, load, multiprocessors, ticket
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
 
-PREPARE_BLOCKS = 8
-"""Blocks a multiprocessor of the kernel that prepares rows: all that fit."""
-
 
 @dataclass(frozen=True, eq=False)
 class BackwardPlan:
@@ -81,8 +78,8 @@ class BackwardPlan:
         )  # fmt: skip
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
-            load(config.source, config.FINISH, device, shared=0), blocks, PREPARE_BLOCKS * multiprocessors(device),
-            shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
+            load(config.source, config.FINISH, device, shared=0), blocks,
+            config.PREPARE_BLOCKS * multiprocessors(device), shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
             NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1]), fields, options.scale,
         )  # fmt: skip
 

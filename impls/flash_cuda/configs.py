@@ -280,6 +280,8 @@ class BackwardKernel:
     ROWS = 64
     THREADS = 384
     PREPARE_THREADS = 256
+    PREPARE_BLOCKS = 6
+    """Blocks a multiprocessor of the kernel that prepares rows: all that fit, with 42 registers a thread."""
     FINISH_THREADS = 128
 
     @property
@@ -302,7 +304,8 @@ class BackwardKernel:
             '#include "backward/kernel.cuh"\n'
             '#include "backward/rows.cuh"\n'
             f"using Chosen = backward::Config<{words}>;\n"
-            'extern "C" __global__ void __launch_bounds__(backward::PREPARE_THREADS)\n'
+            'extern "C" __global__ void __launch_bounds__(backward::PREPARE_THREADS,'
+            f" {self.PREPARE_BLOCKS})\n"
             f"{self.PREPARE}(const __grid_constant__ backward::RowParams params) {{\n"
             f"    backward::prepare<{self.dtype}, {self.lanes}>(params);\n"
             "}\n"
