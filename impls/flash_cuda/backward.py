@@ -63,12 +63,12 @@ class BackwardPlan:
         band = Band.of(options.left, options.right, options.bottom_right, seqlen_q, seqlen_k)
         shape = Shape.of(options, band, DTYPES[dtype], q[0], v[0])
         config = backward_kernel(shape, options.deterministic)
-        row_blocks = ceil_div(seqlen_q, config.ROWS)
+        row_blocks = ceil_div(seqlen_q, config.rows)
         tiles, planes = ceil_div(seqlen_k, config.keys), batch * kv_heads
         blocks = min(multiprocessors(device), tiles * planes)
         wave = max(1, planes_per_wave(shape) // (heads // kv_heads))
         maps = (
-            grouped_map(q, dtype, kv_heads, config.ROWS), grouped_map(d_out, dtype, kv_heads, config.ROWS),
+            grouped_map(q, dtype, kv_heads, config.rows), grouped_map(d_out, dtype, kv_heads, config.rows),
             *(head_map(x, dtype, ROWS) for x in (k, v, dk, dv)),
         )  # fmt: skip
         fields = (
@@ -90,7 +90,7 @@ class BackwardPlan:
         """Three kernels on the current stream of the tensors' device."""
         device, shape, config = q.get_device(), self.shape, self.config
         planes = shape.batch * shape.heads
-        rows = self.row_blocks * config.ROWS
+        rows = self.row_blocks * config.rows
         blocks = planes * self.row_blocks * config.units
         statistics = lse.new_empty((2, planes, rows))
         # A counter for each block of sums, whose tiles add in turn; it is zeroed with the sums.

@@ -270,6 +270,7 @@ class BackwardKernel:
     dim: int
     dim_v: int
     keys: int
+    rows: int
     has_left: bool = False
     has_right: bool = False
     dropout: bool = False
@@ -277,7 +278,6 @@ class BackwardKernel:
     lists: bool = False
 
     PREPARE, MAIN, FINISH = "attention_backward_prepare", "attention_backward", "attention_backward_finish"
-    ROWS = 64
     THREADS = 384
     PREPARE_THREADS = 256
     PREPARE_BLOCKS = 6
@@ -287,7 +287,7 @@ class BackwardKernel:
     @property
     def units(self) -> int:
         """Fragments of 64 x 64 in a block of dQ."""
-        return self.dim // PANEL
+        return self.rows // WARPGROUP_ROWS * (self.dim // PANEL)
 
     @property
     def lanes(self) -> int:
@@ -299,7 +299,7 @@ class BackwardKernel:
         """CUDA source of the three."""
         switches = (self.has_left, self.has_right, self.dropout, self.deterministic, self.lists)
         flags = [str(switch).lower() for switch in switches]
-        words = ", ".join(map(str, [self.dtype, self.dim, self.dim_v, self.keys, *flags]))
+        words = ", ".join(map(str, [self.dtype, self.dim, self.dim_v, self.keys, self.rows, *flags]))
         return (
             '#include "backward/kernel.cuh"\n'
             '#include "backward/rows.cuh"\n'
@@ -315,7 +315,7 @@ class BackwardKernel:
             "}\n"
             'extern "C" __global__ void __launch_bounds__(backward::WARPGROUP)\n'
             f"{self.FINISH}(const __grid_constant__ backward::FinishParams params) {{\n"
-            f"    backward::finish<{self.dtype}, {self.ROWS}, {self.dim}>(params);\n"
+            f"    backward::finish<{self.dtype}, {self.rows}, {self.dim}>(params);\n"
             "}\n"
         )
 
@@ -333,6 +333,8 @@ def backward_kernel(shape: Shape, deterministic: bool = False) -> BackwardKernel
         # Consumers share 64 keys and the columns, in halves of whole panels.
         dim, dim_v = (ceil_div(d, 2 * PANEL) * 2 * PANEL for d in (dim, dim_v))
         keys = LEAST_BACKWARD_KEYS
+    # Half as many steps, each with what a step costs beside its products; dropout's bits are for 64 rows.
+    tall = max(dim, dim_v) == 64 and not shape.dropout and shape.mask_block[0] % 128 == 0
     return BackwardKernel(
-        shape.dtype, dim, dim_v, keys, shape.has_left, shape.has_right, shape.dropout, deterministic, lists
+        shape.dtype, dim, dim_v, keys, 128 if tall else 64, shape.has_left, shape.has_right, shape.dropout, deterministic, lists
     )

@@ -20,6 +20,9 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     u32 p_operand[tile::packed(C::ROWS)], ds_operand[tile::packed(C::ROWS)];
     float dq[tile::accumulators(tile::PANEL)];
 
+    /// Statistics in registers when the product that they are for is done: of as many rows as there are registers.
+    static constexpr int LSE_AHEAD = 64, DELTA_AHEAD = 32;
+
     template <bool MASKED>
     __device__ __forceinline__ void step(int plane, int block) {
         plan.q_barriers.wait_full(q_at);
@@ -27,9 +30,8 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         ptx::begin_products();
         tile::multiply_transposed<T, C::ROWS>(scores, plan.k[consumer], plan.q[q_at.slot]);
         ptx::commit_products();
-        Statistics lse;
-        this->load_statistics(lse, plan.lse[q_at.slot]);
-        ptx::pin(lse);
+        Statistics lse, delta;
+        this->template load_statistics<0, LSE_AHEAD>(lse, plan.lse[q_at.slot]);
         plan.d_out_barriers.wait_full(d_out_at);
         ptx::pin(d_scores);
         ptx::begin_products();
@@ -39,6 +41,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         this->draw(plane, block);
         ptx::wait_products<1>();
         ptx::pin(scores);
+        this->template load_statistics<LSE_AHEAD, C::ROWS>(lse, plan.lse[q_at.slot]);
         this->template weigh<MASKED>(block, lse);
         this->round_weights(p_operand);
         ptx::pin(dv);
@@ -47,10 +50,9 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         tile::multiply<T, C::DIM_V>(dv, p_operand, plan.d_out[d_out_at.slot], true);
         ptx::commit_products();
 
-        Statistics delta;
-        this->template load_statistics<0, C::ROWS / 2>(delta, plan.delta[d_out_at.slot]);
+        this->template load_statistics<0, DELTA_AHEAD>(delta, plan.delta[d_out_at.slot]);
         ptx::wait_products<1>();
-        this->template load_statistics<C::ROWS / 2, C::ROWS>(delta, plan.delta[d_out_at.slot]);
+        this->template load_statistics<DELTA_AHEAD, C::ROWS>(delta, plan.delta[d_out_at.slot]);
         ptx::pin(d_scores);
         this->differentiate(delta);
         tile::to_operand<T>(ds_operand, d_scores);
@@ -67,7 +69,8 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
             ptx::begin_products();
 #pragma unroll
             for (int c = 0; c < CONSUMERS; ++c) {
-                tile::multiply_panels<T>(dq, plan.scores[buffer][c].bytes, plan.k[c].panel(unit), c > 0);
+                tile::multiply_panels<T>(dq, plan.scores[buffer][c].panel(unit / C::ACROSS),
+                                         plan.k[c].panel(unit % C::ACROSS), c > 0);
             }
             ptx::commit_products();
         }

@@ -34,16 +34,16 @@ struct Params {
     int threshold;       // dropout keeps a weight iff its byte is below
 };
 
-/// One compiled kernel: ROWS queries a step, KEYS keys a tile, SLOTS for Q and OUT_SLOTS for dO.
+/// One compiled kernel: KEYS keys a tile, ROWS queries a step, SLOTS for Q and OUT_SLOTS for dO.
 ///
 /// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: both share 64 keys, which
 /// above fill their registers, or of which a block of LISTS is made; each owns half of the columns of dK and dV, and
 /// computes S^T and dP^T for half of the rows.
-template <class T_, int DIM_, int DIM_V_, int KEYS_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_,
-          bool LISTS_>
+template <class T_, int DIM_, int DIM_V_, int KEYS_, int ROWS_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_,
+          bool DETERMINISTIC_, bool LISTS_>
 struct Config {
     using T = T_;
-    static constexpr int DIM = DIM_, DIM_V = DIM_V_, KEYS = KEYS_, ROWS = tile::ROWS;
+    static constexpr int DIM = DIM_, DIM_V = DIM_V_, KEYS = KEYS_, ROWS = ROWS_;
     static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_, DROPOUT = DROPOUT_;
     static constexpr bool DETERMINISTIC = DETERMINISTIC_;  // tiles add to dQ in a settled order
     static constexpr bool LISTS = LISTS_;                  // walk lists of blocks; tiles divide blocks
@@ -56,8 +56,9 @@ struct Config {
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
     static constexpr int OWN_DIM = WIDE ? DIM / CONSUMERS : DIM, OWN_DIM_V = WIDE ? DIM_V / CONSUMERS : DIM_V;
     static_assert(OWN_DIM % tile::PANEL == 0 && OWN_DIM_V % tile::PANEL == 0);
-    // A block of dQ is a row of UNITS of 64 x 64, which the consumers share; a single one they compute in turns.
-    static constexpr int UNITS = DIM / tile::PANEL;
+    // A block of dQ is UNITS of 64 x 64, ACROSS of them side by side, which the consumers share; a single one they
+    // compute in turns.
+    static constexpr int ACROSS = DIM / tile::PANEL, UNITS = ROWS / tile::ROWS * ACROSS;
     static constexpr bool IN_TURNS = UNITS == 1;
     static constexpr int OWN_UNITS = IN_TURNS ? 1 : UNITS / CONSUMERS;
     static_assert(IN_TURNS || UNITS % CONSUMERS == 0);
