@@ -15,13 +15,13 @@ namespace backward {
 template <int ROWS>
 struct Dropped {
     static constexpr int WORDS = ROWS / 32 * 4;
+    static_assert(ROWS % 32 == 0 && WORDS <= 8, "a byte has a bit for each word");
     u32 flags[1];  // bit 8 - WORDS + n of every byte is that byte of word n
 
     /// row: the thread's first query, a multiple of 32 plus its first column; key: its first key, of 64 from a multiple
     /// of 32 on. exchange: the warpgroup's, and nobody else's until its next barrier; pair_barrier: of two warps.
     __device__ __forceinline__ void draw(const attn::Dropout& dropout, u32 row, u32 key, u32 plane, u32* exchange,
                                          int thread, u32 pair_barrier) {
-        static_assert(ROWS % 32 == 0 && WORDS <= 8, "a byte has a bit for each word");
         const u32 i = row / 32 * 8 + row % 8, j = key / 32 * 8 + key % 8;
         const u32 odd = key / 16 % 2;  // the thread's keys, and e of the calls that it makes
         u32 own = 0, given = 0;

@@ -11,17 +11,15 @@ namespace backward {
 template <class C>
 struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     using Base = Consumer<NarrowConsumer<C>, C>;
+    using typename Base::Operand;
     using typename Base::Plan;
     using typename Base::Statistics;
     using typename Base::T;
     using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
-        Base::plan, Base::q_at, Base::scores;
+        Base::plan, Base::q_at, Base::scores, Base::PART, Base::PARTS;
 
-    u32 p_operand[tile::packed(C::ROWS)], ds_operand[tile::packed(C::ROWS)];
+    Operand p_operand[PARTS], ds_operand[PARTS];
     float dq[tile::accumulators(tile::PANEL)];
-
-    /// Statistics in registers when the product that they are for is done: of as many rows as there are registers.
-    static constexpr int LSE_AHEAD = 64, DELTA_AHEAD = 32;
 
     template <bool MASKED>
     __device__ __forceinline__ void step(int plane, int block) {
@@ -31,7 +29,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         tile::multiply_transposed<T, C::ROWS>(scores, plan.k[consumer], plan.q[q_at.slot]);
         ptx::commit_products();
         Statistics lse, delta;
-        this->template load_statistics<0, LSE_AHEAD>(lse, plan.lse[q_at.slot]);
+        this->load_statistics(lse, plan.lse[q_at.slot]);
         plan.d_out_barriers.wait_full(d_out_at);
         ptx::pin(d_scores);
         ptx::begin_products();
@@ -41,23 +39,28 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         this->draw(plane, block);
         ptx::wait_products<1>();
         ptx::pin(scores);
-        this->template load_statistics<LSE_AHEAD, C::ROWS>(lse, plan.lse[q_at.slot]);
-        this->template weigh<MASKED>(block, lse);
-        this->round_weights(p_operand);
-        ptx::pin(dv);
-        ptx::pin(p_operand);
-        ptx::begin_products();
-        tile::multiply<T, C::DIM_V>(dv, p_operand, plan.d_out[d_out_at.slot], true);
-        ptx::commit_products();
-
-        this->template load_statistics<0, DELTA_AHEAD>(delta, plan.delta[d_out_at.slot]);
-        ptx::wait_products<1>();
-        this->template load_statistics<DELTA_AHEAD, C::ROWS>(delta, plan.delta[d_out_at.slot]);
-        ptx::pin(d_scores);
-        this->differentiate(delta);
-        tile::to_operand<T>(ds_operand, d_scores);
+        if constexpr (MASKED) this->mask(block * C::ROWS);
         const int now = ptx::opaque(threadIdx.x) % WARPGROUP;  // addresses are not kept from step to step
-        tile::store_operand<C::ROWS>(plan.scores[buffer][consumer], ds_operand, now);
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            this->weigh(lse, part);
+            this->round_weights(p_operand[part], part);
+            if (part == 0) ptx::pin(dv);
+            ptx::pin(p_operand[part]);
+            ptx::begin_products();
+            tile::multiply<T, C::DIM_V>(dv, p_operand[part], plan.d_out[d_out_at.slot], true, part * PART);
+            ptx::commit_products();
+
+            // Half of them here: for all there are no registers.
+            this->template load_statistics<0, PART / 2>(delta, plan.delta[d_out_at.slot], part);
+            ptx::wait_products<1>();
+            this->template load_statistics<PART / 2, PART>(delta, plan.delta[d_out_at.slot], part);
+            if (part == 0) ptx::pin(d_scores);
+            this->differentiate(delta, part);
+            this->round(ds_operand[part], d_scores, part);
+            if (part + 1 < PARTS) this->load_statistics(lse, plan.lse[q_at.slot], part + 1);
+            tile::store_operand<PART>(plan.scores[buffer][consumer], ds_operand[part], now, part * PART);
+        }
         ptx::fence_async_shared();
         ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
 
@@ -76,14 +79,19 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         }
         buffer ^= 1;
         ptx::pin(dk);
-        ptx::pin(ds_operand);
+#pragma unroll
+        for (Operand& part : ds_operand) ptx::pin(part);
         ptx::begin_products();
-        tile::multiply<T, C::DIM>(dk, ds_operand, plan.q[q_at.slot], true);
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            tile::multiply<T, C::DIM>(dk, ds_operand[part], plan.q[q_at.slot], true, part * PART);
+        }
         ptx::commit_products();
         if (own) this->begin_stage();
         ptx::wait_products<1>();
         ptx::pin(dv);
-        ptx::pin(p_operand);
+#pragma unroll
+        for (Operand& part : p_operand) ptx::pin(part);
         plan.d_out_barriers.release(d_out_at, lane);
         if (own) {
             ptx::pin(dq);
@@ -91,7 +99,8 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         }
         ptx::wait_products<0>();
         ptx::pin(dk);
-        ptx::pin(ds_operand);
+#pragma unroll
+        for (Operand& part : ds_operand) ptx::pin(part);
         plan.q_barriers.release(q_at, lane);
         q_at.advance();
         d_out_at = q_at;  // as many slots: the compiler keeps one count for both
