@@ -47,7 +47,7 @@ struct Consumer {
     __device__ __forceinline__ void run() {
         for (;; kv_at.advance()) {
             plan.kv_barriers.wait_full(kv_at);
-            work = uniform(plan.assignment);
+            work = uniform(plan.assignments[kv_at.parity]);
             if (work.batch < 0) break;
 #pragma unroll
             for (float& value : dk) value = 0.f;
@@ -104,6 +104,7 @@ struct Consumer {
         }
         // The end has taken a slot of Q and one of dO.
         plan.d_out_barriers.wait_full(d_out_at);
+        __syncwarp();  // released, they may be filled twice before a thread has looked
         plan.q_barriers.release(q_at, lane);
         plan.d_out_barriers.release(d_out_at, lane);
         q_at.advance();
@@ -152,11 +153,16 @@ struct Consumer {
     }
     /// The same of all, rows that do not see a key apart.
     template <bool MASKED>
-    __device__ __forceinline__ void weigh(int block) {
+    __device__ __forceinline__ void weigh(int block, const Statistics& lse) {
+        static_assert(PARTS == 1);
         if constexpr (MASKED) mask(block * C::ROWS + own_row());
+        weigh(lse);
+    }
+    template <bool MASKED>
+    __device__ __forceinline__ void weigh(int block) {
         Statistics lse;
         load_statistics(lse, plan.lse[q_at.slot]);
-        weigh(lse);
+        weigh<MASKED>(block, lse);
     }
 
     /// P as the operand of dV, without what is dropped; dV is scaled for it at the end.

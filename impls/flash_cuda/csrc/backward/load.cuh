@@ -41,17 +41,21 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
 /// would, were it drawn a tile ahead, for the whole of that tile.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
-    tile::Cursor<1> at;
+    tile::Cursor<2> at;
     for (int index = blockIdx.x;; at.advance()) {
+        const u32 kv_parity = at.slot;  // of a ring of one
         if constexpr (C::DETERMINISTIC) {
-            ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
+            ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
             index = draw<C>(params);
         }
         const bool more = index < params.work.total;
         const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
-        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
-        plan.assignment = work;
+        // The consumers have read the last but one, or its K and V would not have been replaced.
+        ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);
+        plan.assignments[at.slot] = work;
+        ptx::arrive(plan.assignment_barriers.full[at.slot]);
+        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
         ptx::Barrier& full = plan.kv_barriers.full[0];
         ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) : 0);
         if (!more) break;
@@ -72,16 +76,17 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
     }
 }
 
-/// Another thread, of another warp: load the queries of every head of the group as slots come free.
+/// Another thread, of another warp: load the queries of every head of the group as slots come free, those of the next
+/// tile while the last steps of this one are computed.
 template <class C, class Plan>
 DEVICE void produce_rows(const Params& params, Plan& plan) {
     constexpr u32 STATISTICS = C::ROWS * sizeof(float);
-    tile::Cursor<1> kv_at;
     u32 loaded = 0;  // blocks of rows
-    for (;; kv_at.advance()) {
-        plan.kv_barriers.wait_full(kv_at);
-        const Assignment work = plan.assignment;
-        plan.kv_barriers.release(kv_at, 0);
+    for (u32 tiles = 0;; ++tiles) {
+        const auto tile_at = tile::Cursor<2>::after(tiles);
+        plan.assignment_barriers.wait_full(tile_at);
+        const Assignment work = plan.assignments[tile_at.slot];
+        plan.assignment_barriers.release(tile_at, 0);
         if (work.batch < 0) break;
         const auto load = [&](int first_block, int member, int block) {
             const int row = block * C::ROWS;
@@ -124,7 +129,7 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
 /// which block the second one is to load there.
 template <class C, class Plan>
 DEVICE void produce_visits(const Params& params, Plan& plan) {
-    tile::Cursor<1> kv_at;
+    tile::Cursor<2> tile_at;
     u32 announced = 0;
     const auto announce = [&](const Visit& visit) {
         const auto at = tile::Cursor<C::SLOTS>::after(announced++);
@@ -132,9 +137,9 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
         plan.visits[at.slot] = visit;
         ptx::arrive(plan.visit_ready[at.slot]);
     };
-    for (;; kv_at.advance()) {
-        plan.kv_barriers.wait_full(kv_at);
-        const Assignment& work = plan.assignment;  // left in shared memory, for want of registers
+    for (;; tile_at.advance()) {
+        plan.assignment_barriers.wait_full(tile_at);
+        const Assignment& work = plan.assignments[tile_at.slot];  // left in shared memory, for want of registers
         if (work.batch < 0) break;
         for (int member = 0; member < params.group; ++member) {
             const i64 row = attn::list_row(params.lists, work.batch, work.kv_head * params.group + member, work.key);
@@ -152,7 +157,7 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
                 }
             }
         }
-        plan.kv_barriers.release(kv_at, 0);
+        plan.assignment_barriers.release(tile_at, 0);
         announce({-1});
     }
 }

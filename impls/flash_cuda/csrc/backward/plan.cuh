@@ -72,7 +72,7 @@ struct Config {
 /// FIRST_PAIR: of two warps, in the order of the consumers' warps.
 enum Named : u32 { FIRST_CONSUMER = 1, BOTH_CONSUMERS = FIRST_CONSUMER + CONSUMERS, FIRST_PAIR };
 
-/// A block's next tile of keys, found once by the producer. No tile: batch < 0.
+/// A tile of keys, found once by the producer. No more: batch < 0.
 struct Assignment {
     int batch, kv_head, key;
     attn::Range blocks;  // of ROWS; by LISTS any range that is not empty
@@ -116,10 +116,11 @@ struct SharedMemoryPlan {
     alignas(128) float lse[C::SLOTS][C::ROWS];
     alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
     Visit visits[C::SLOTS];     // travel with q, by LISTS
-    Assignment assignment;      // travels with k and v
+    Assignment assignments[2];  // this tile's, which travels with k and v too, and the next one's
     Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
     u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
     tile::RingBarriers<1> kv_barriers;
+    tile::RingBarriers<2> assignment_barriers;  // emptied by the threads that see to rows
     ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;
