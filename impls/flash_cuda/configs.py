@@ -335,15 +335,7 @@ def backward_kernel(shape: Shape, deterministic: bool = False) -> BackwardKernel
         keys = LEAST_BACKWARD_KEYS
     # Half as many steps, each with what a step costs beside its products; dropout's bits are for 64 rows.
     tall = max(dim, dim_v) == 64 and not shape.dropout and shape.mask_block[0] % 128 == 0
+    rows = 128 if tall else 64
     return BackwardKernel(
-        shape.dtype,
-        dim,
-        dim_v,
-        keys,
-        128 if tall else 64,
-        shape.has_left,
-        shape.has_right,
-        shape.dropout,
-        deterministic,
-        lists,
-    )
+        shape.dtype, dim, dim_v, keys, rows, shape.has_left, shape.has_right, shape.dropout, deterministic, lists,
+    )  # fmt: skip
