@@ -14,7 +14,11 @@ template <class Self, class C>
 struct Consumer {
     using T = typename C::T;
     using Plan = SharedMemoryPlan<C>;
-    using Statistics = float[C::OWN_ROWS / 4];  // of the columns that a thread has values in
+    /// Rows that are weighed at a time: registers are short, and products of one part run while the next is weighed.
+    static constexpr int PART = C::OWN_ROWS < 64 ? C::OWN_ROWS : 64, PARTS = C::OWN_ROWS / PART;
+    static constexpr int VALUES = tile::accumulators(PART);
+    using Statistics = float[PART / 4];  // of a part's columns that a thread has values in
+    using Operand = u32[tile::packed(PART)];
 
     const Params& params;
     Plan& plan;
@@ -31,7 +35,7 @@ struct Consumer {
     float dv[tile::accumulators(C::OWN_DIM_V)];
     float scores[tile::accumulators(C::OWN_ROWS)];    // S, then P
     float d_scores[tile::accumulators(C::OWN_ROWS)];  // dP, then dS
-    Dropped<C::OWN_ROWS> dropped;
+    Dropped<PART> dropped;
 
     __device__ __forceinline__ Consumer(const Params& params_, Plan& plan_, int consumer_)
         : params(params_),
@@ -43,7 +47,7 @@ struct Consumer {
     __device__ __forceinline__ void run() {
         for (;; kv_at.advance()) {
             plan.kv_barriers.wait_full(kv_at);
-            work = uniform(plan.assignment);
+            work = uniform(plan.assignments[kv_at.parity]);
             if (work.batch < 0) break;
 #pragma unroll
             for (float& value : dk) value = 0.f;
@@ -139,28 +143,29 @@ struct Consumer {
         }
     }
 
-    /// P = exp2(S - lse), rows that do not see a key apart.
+    /// P = exp2(S - lse) of a part.
+    __device__ __forceinline__ void weigh(const Statistics& lse, int part = 0) {
+        each_value(part, [&](int i, int column) {
+            scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse[column]);
+        });
+    }
+    /// The same of all, rows that do not see a key apart.
     template <bool MASKED>
     __device__ __forceinline__ void weigh(int block, const Statistics& lse) {
+        static_assert(PARTS == 1);
         if constexpr (MASKED) mask(block * C::ROWS + own_row());
-        each_value([&](int i, int column) { scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse[column]); });
-    }
-    template <bool MASKED>
-    __device__ __forceinline__ void weigh(int block) {
-        Statistics lse;
-        load_statistics(lse, plan.lse[q_at.slot]);
-        weigh<MASKED>(block, lse);
+        weigh(lse);
     }
 
     /// P as the operand of dV, without what is dropped; dV is scaled for it at the end.
-    __device__ __forceinline__ void round_weights(u32 (&operand)[tile::packed(C::OWN_ROWS)]) {
-        tile::to_operand<T>(operand, scores);
+    __device__ __forceinline__ void round_weights(Operand& operand, int part = 0) {
+        round(operand, scores, part);
         if constexpr (C::DROPOUT) dropped.drop(operand);
     }
 
     /// dS = P * (dP - delta): dropout acts on dP as on P, and not on the P that dS is made of.
-    __device__ __forceinline__ void differentiate(const Statistics& delta) {
-        each_value([&](int i, int column) {
+    __device__ __forceinline__ void differentiate(const Statistics& delta, int part = 0) {
+        each_value(part, [&](int i, int column) {
             if constexpr (C::DROPOUT) {
                 d_scores[i] = scores[i] * (dropped.kept(d_scores[i], i) * params.keep_scale - delta[column]);
             } else {
@@ -169,16 +174,19 @@ struct Consumer {
         });
     }
 
-    __device__ __forceinline__ void differentiate() {
-        Statistics delta;
-        load_statistics(delta, plan.delta[d_out_at.slot]);
-        differentiate(delta);
+    /// A part of a product as an operand.
+    static __device__ __forceinline__ void round(Operand& operand, const float (&values)[tile::accumulators(C::OWN_ROWS)],
+                                                 int part) {
+#pragma unroll
+        for (int i = 0; i < VALUES / 2; ++i) {
+            operand[i] = ptx::pack<T>(values[part * VALUES + 2 * i], values[part * VALUES + 2 * i + 1]);
+        }
     }
 
-    /// The thread's part of a row statistic, its columns in order: all, or those from BEGIN to END.
-    template <int BEGIN = 0, int END = C::OWN_ROWS>
-    __device__ __forceinline__ void load_statistics(Statistics& values, const float* statistics) {
-        const float* own = statistics + own_row() + tile::first_column(thread);
+    /// The thread's columns of a part of a row statistic, in order: all, or those from BEGIN to END of the part.
+    template <int BEGIN = 0, int END = PART>
+    __device__ __forceinline__ void load_statistics(Statistics& values, const float* statistics, int part = 0) {
+        const float* own = statistics + own_row() + part * PART + tile::first_column(thread);
 #pragma unroll
         for (int g = BEGIN / 8; g < END / 8; ++g) {
             const float2 pair = ptx::load_pair(own + 8 * g);
@@ -187,11 +195,11 @@ struct Consumer {
         }
     }
 
-    /// Call with every value's index, and that of its column among the thread's own.
+    /// Call with the index of every value of a part, and that of its column among the part's own.
     template <class Use>
-    static __device__ __forceinline__ void each_value(Use use) {
+    static __device__ __forceinline__ void each_value(int part, Use use) {
 #pragma unroll
-        for (int i = 0; i < tile::accumulators(C::OWN_ROWS); ++i) use(i, i / 4 * 2 + i % 2);
+        for (int i = 0; i < VALUES; ++i) use(part * VALUES + i, i / 4 * 2 + i % 2);
     }
 
     /// Each half's key is seen by a range of rows, in a full block of LISTS by all, by none if it lies past the last key.

@@ -38,18 +38,19 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
     return (work.batch * params.kv_heads + work.kv_head) * params.group + member;
 }
 
-/// What the first block of a cluster has drawn, in all of them. Before it draws again it waits for the others' arrival.
+/// What the first block of a cluster has drawn, in all of them. Before it tells of the next they have read this one.
 template <class Plan>
 DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
     auto& arrivals = plan.arrivals;
     if (rank == 0) {
+        ptx::wait(arrivals.tile_read, parity ^ 1);
         ptx::store_remote(ptx::remote_address(&arrivals.tile, 1), index, ptx::remote_address(&arrivals.tile_ready, 1));
         return index;
     }
     ptx::arrive_expecting(arrivals.tile_ready, sizeof arrivals.tile);
     ptx::wait(arrivals.tile_ready, parity);
     index = arrivals.tile;
-    ptx::arrive_remote(ptx::remote_address(&plan.kv_barriers.empty[0], 0));
+    ptx::arrive_remote(ptx::remote_address(&arrivals.tile_read, 0));
     return index;
 }
 
@@ -58,20 +59,23 @@ DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
 /// would, were it drawn a tile ahead, for the whole of that tile.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
-    constexpr bool WAITS_FIRST = C::DETERMINISTIC || C::CLUSTER > 1;
     const int rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
-    tile::Cursor<1> at;
+    tile::Cursor<2> at;
     for (int index = blockIdx.x / C::CLUSTER;; at.advance()) {
-        if constexpr (WAITS_FIRST) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
+        const u32 kv_parity = at.slot;  // of a ring of one
         if constexpr (C::DETERMINISTIC) {
+            ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
             if (rank == 0) index = draw<C>(params);
         }
-        if constexpr (C::CLUSTER > 1) index = agree(plan, index, rank, at.parity);
+        if constexpr (C::CLUSTER > 1) index = agree(plan, index, rank, kv_parity);
         const bool more = index < params.work.total;
         const Assignment work = more ? assign<C>(params, index, rank) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
-        if constexpr (!WAITS_FIRST) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
-        plan.assignment = work;
+        // The consumers have read the last but one, or its K and V would not have been replaced.
+        ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);
+        plan.assignments[at.slot] = work;
+        ptx::arrive(plan.assignment_barriers.full[at.slot]);
+        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
         ptx::Barrier& full = plan.kv_barriers.full[0];
         constexpr u32 OTHERS = C::CLUSTER > 1 ? Plan::OthersKey::BYTES : 0;
         ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) + OTHERS : 0);
@@ -102,16 +106,17 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
     }
 }
 
-/// Another thread, of another warp: load the queries of every head of the group as slots come free.
+/// Another thread, of another warp: load the queries of every head of the group as slots come free, those of the next
+/// tile while the last steps of this one are computed.
 template <class C, class Plan>
 DEVICE void produce_rows(const Params& params, Plan& plan) {
     constexpr u32 STATISTICS = C::ROWS * sizeof(float);
-    tile::Cursor<1> kv_at;
     u32 loaded = 0;  // blocks of rows
-    for (;; kv_at.advance()) {
-        plan.kv_barriers.wait_full(kv_at);
-        const Assignment work = plan.assignment;
-        plan.kv_barriers.release(kv_at, 0);
+    for (u32 tiles = 0;; ++tiles) {
+        const auto tile_at = tile::Cursor<2>::after(tiles);
+        plan.assignment_barriers.wait_full(tile_at);
+        const Assignment work = plan.assignments[tile_at.slot];
+        plan.assignment_barriers.release(tile_at, 0);
         if (work.batch < 0) break;
         const auto load = [&](int first_block, int member, int block) {
             const int row = block * C::ROWS;
@@ -156,7 +161,7 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
 /// which block the second one is to load there.
 template <class C, class Plan>
 DEVICE void produce_visits(const Params& params, Plan& plan) {
-    tile::Cursor<1> kv_at;
+    tile::Cursor<2> tile_at;
     u32 announced = 0;
     const auto announce = [&](const Visit& visit) {
         const auto at = tile::Cursor<C::SLOTS>::after(announced++);
@@ -164,9 +169,9 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
         plan.visits[at.slot] = visit;
         ptx::arrive(plan.visit_ready[at.slot]);
     };
-    for (;; kv_at.advance()) {
-        plan.kv_barriers.wait_full(kv_at);
-        const Assignment& work = plan.assignment;  // left in shared memory, for want of registers
+    for (;; tile_at.advance()) {
+        plan.assignment_barriers.wait_full(tile_at);
+        const Assignment& work = plan.assignments[tile_at.slot];  // left in shared memory, for want of registers
         if (work.batch < 0) break;
         for (int member = 0; member < params.group; ++member) {
             const i64 row = attn::list_row(params.lists, work.batch, work.kv_head * params.group + member, work.key);
@@ -184,7 +189,7 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
                 }
             }
         }
-        plan.kv_barriers.release(kv_at, 0);
+        plan.assignment_barriers.release(tile_at, 0);
         announce({-1});
     }
 }

@@ -34,7 +34,7 @@ struct Params {
     int threshold;       // dropout keeps a weight iff its byte is below
 };
 
-/// One compiled kernel: ROWS queries a step, KEYS keys a tile, SLOTS for Q and OUT_SLOTS for dO.
+/// One compiled kernel: KEYS keys a tile, ROWS queries a step, SLOTS for Q and OUT_SLOTS for dO.
 ///
 /// Up to head dim 128 a consumer owns 64 of a tile's 128 keys: all of their dK and dV. WIDE: both share 64 keys, which
 /// above fill their registers, or of which a block of LISTS is made; each owns half of the columns of dK and dV, and
@@ -42,11 +42,11 @@ struct Params {
 ///
 /// CLUSTER: two blocks share a tile, KEYS keys each, and walk the same rows in step. They exchange dS, and each adds half
 /// of the columns of dQ, from the keys of both: half of the bytes, with which two blocks alone fill the way into L2.
-template <class T_, int DIM_, int DIM_V_, int KEYS_, int CLUSTER_, bool HAS_LEFT_, bool HAS_RIGHT_, bool DROPOUT_, bool DETERMINISTIC_,
-          bool LISTS_>
+template <class T_, int DIM_, int DIM_V_, int KEYS_, int ROWS_, int CLUSTER_, bool HAS_LEFT_, bool HAS_RIGHT_,
+          bool DROPOUT_, bool DETERMINISTIC_, bool LISTS_>
 struct Config {
     using T = T_;
-    static constexpr int DIM = DIM_, DIM_V = DIM_V_, KEYS = KEYS_, ROWS = tile::ROWS;
+    static constexpr int DIM = DIM_, DIM_V = DIM_V_, KEYS = KEYS_, ROWS = ROWS_;
     static constexpr int CLUSTER = CLUSTER_, TILE_KEYS = KEYS * CLUSTER;
     static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_, DROPOUT = DROPOUT_;
     static constexpr bool DETERMINISTIC = DETERMINISTIC_;  // tiles add to dQ in a settled order
@@ -64,8 +64,9 @@ struct Config {
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
     static constexpr int OWN_DIM = WIDE ? DIM / CONSUMERS : DIM, OWN_DIM_V = WIDE ? DIM_V / CONSUMERS : DIM_V;
     static_assert(OWN_DIM % tile::PANEL == 0 && OWN_DIM_V % tile::PANEL == 0);
-    // A block of dQ is a row of UNITS of 64 x 64, which the consumers share; a single one they compute in turns.
-    static constexpr int UNITS = DIM / tile::PANEL;
+    // A block of dQ is UNITS of 64 x 64, ACROSS of them side by side, which the consumers share; a single one they
+    // compute in turns.
+    static constexpr int ACROSS = DIM / tile::PANEL, UNITS = ROWS / tile::ROWS * ACROSS;
     static constexpr bool IN_TURNS = UNITS == 1;
     static constexpr int OWN_UNITS = IN_TURNS ? 1 : UNITS / (CONSUMERS * CLUSTER);
     static_assert(IN_TURNS || UNITS == OWN_UNITS * CONSUMERS * CLUSTER);
@@ -79,7 +80,7 @@ struct Config {
 /// FIRST_PAIR: of two warps, in the order of the consumers' warps.
 enum Named : u32 { FIRST_CONSUMER = 1, BOTH_CONSUMERS = FIRST_CONSUMER + CONSUMERS, FIRST_PAIR };
 
-/// A block's next tile of keys, found once by the producer. No tile: batch < 0.
+/// A tile of keys, found once by the producer. No more: batch < 0.
 struct Assignment {
     int batch, kv_head, key;
     attn::Range blocks;  // of ROWS; by LISTS any range that is not empty
@@ -110,7 +111,7 @@ struct Exchange<1, Key, Scores> {};
 /// That it has come; apart from the above, so that this stays aligned without gaps.
 template <int CLUSTER>
 struct Arrivals {
-    ptx::Barrier tile_ready, d_scores_ready[2];
+    ptx::Barrier tile_ready, tile_read, d_scores_ready[2];
     u32 tile;
 };
 template <>
@@ -153,11 +154,12 @@ struct SharedMemoryPlan {
     alignas(128) float lse[C::SLOTS][C::ROWS];
     alignas(128) float delta[C::OUT_SLOTS][C::ROWS];
     Visit visits[C::SLOTS];     // travel with q, by LISTS
-    Assignment assignment;      // travels with k and v
+    Assignment assignments[2];  // this tile's, which travels with k and v too, and the next one's
     Arrivals<C::CLUSTER> arrivals;
     Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
     u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
     tile::RingBarriers<1> kv_barriers;
+    tile::RingBarriers<2> assignment_barriers;  // emptied by the threads that see to rows
     ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;

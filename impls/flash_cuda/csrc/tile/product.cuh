@@ -39,10 +39,11 @@ DEVICE void multiply_transposed(float (&out)[accumulators(N)], const u32 (&first
     }
 }
 
-/// out (64 x N) = or += a (64 x DEPTH, packed registers) b (DEPTH x N), N contiguous.
+/// out (64 x N) = or += a (64 x DEPTH, packed registers) b (DEPTH x N), N contiguous; of a deeper b the rows from `first`
+/// on, a multiple of 8.
 template <class T, int N, int COUNT, class B>
-DEVICE void multiply(float (&out)[accumulators(N)], const u32 (&a)[COUNT], B& b, bool accumulate) {
-    const Operand right = along_columns(b.bytes, B::PANEL_BYTES);
+DEVICE void multiply(float (&out)[accumulators(N)], const u32 (&a)[COUNT], B& b, bool accumulate, int first = 0) {
+    const Operand right = along_columns(b.bytes + first * ROW_BYTES, B::PANEL_BYTES);
 #pragma unroll
     for (int k = 0; k < COUNT / 4; ++k) {
         ptx::Product<T, N>::template registers<true>(out, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3],
