@@ -21,6 +21,22 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     Operand p_operand[PARTS], ds_operand[PARTS];
     float dq[tile::accumulators(tile::PANEL)];
 
+    /// Start a part's dV += P^T dO, and dK += dS^T Q.
+    __device__ __forceinline__ void add_dv(int part) {
+        if (part == 0) ptx::pin(dv);
+        ptx::pin(p_operand[part]);
+        ptx::begin_products();
+        tile::multiply<T, C::DIM_V>(dv, p_operand[part], plan.d_out[d_out_at.slot], true, part * PART);
+        ptx::commit_products();
+    }
+    __device__ __forceinline__ void add_dk(int part) {
+        if (part == 0) ptx::pin(dk);
+        ptx::pin(ds_operand[part]);
+        ptx::begin_products();
+        tile::multiply<T, C::DIM>(dk, ds_operand[part], plan.q[q_at.slot], true, part * PART);
+        ptx::commit_products();
+    }
+
     __device__ __forceinline__ void begin_tile() {}
 
     template <bool MASKED>
@@ -47,26 +63,27 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         for (int part = 0; part < PARTS; ++part) {
             this->weigh(lse, part);
             this->round_weights(p_operand[part], part);
-            if (part == 0) ptx::pin(dv);
-            ptx::pin(p_operand[part]);
-            ptx::begin_products();
-            tile::multiply<T, C::DIM_V>(dv, p_operand[part], plan.d_out[d_out_at.slot], true, part * PART);
-            ptx::commit_products();
+            add_dv(part);
 
             // Half of them here: for all there are no registers.
             this->template load_statistics<0, PART / 2>(delta, plan.delta[d_out_at.slot], part);
-            ptx::wait_products<1>();
+            if (part == 0) {
+                ptx::wait_products<1>();
+                ptx::pin(d_scores);
+            }
             this->template load_statistics<PART / 2, PART>(delta, plan.delta[d_out_at.slot], part);
-            if (part == 0) ptx::pin(d_scores);
             this->differentiate(delta, part);
             this->round(ds_operand[part], d_scores, part);
-            if (part + 1 < PARTS) this->load_statistics(lse, plan.lse[q_at.slot], part + 1);
+            if (part + 1 < PARTS) {
+                add_dk(part);
+                this->load_statistics(lse, plan.lse[q_at.slot], part + 1);
+            }
             tile::store_operand<PART>(plan.scores[buffer][consumer], ds_operand[part], now, part * PART);
         }
         ptx::fence_async_shared();
         ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);
 
-        // dQ before dK: its way through shared memory then runs under dK.
+        // dQ before the last of dK: its way through shared memory then runs under that.
         const bool own = !C::IN_TURNS || buffer == consumer;
         const int unit = C::IN_TURNS ? 0 : consumer;
         if (own) {
@@ -80,15 +97,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
             ptx::commit_products();
         }
         buffer ^= 1;
-        ptx::pin(dk);
-#pragma unroll
-        for (Operand& part : ds_operand) ptx::pin(part);
-        ptx::begin_products();
-#pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            tile::multiply<T, C::DIM>(dk, ds_operand[part], plan.q[q_at.slot], true, part * PART);
-        }
-        ptx::commit_products();
+        add_dk(PARTS - 1);
         if (own) this->begin_stage();
         ptx::wait_products<1>();
         ptx::pin(dv);
