@@ -56,7 +56,8 @@ def broken(tmp_path, file, old, new):
     ("seqlens", "heads", "head_dims", "dtype", "band"),
     [
         ((130, 70), (2, 2), (128, 256), FP16, {"left": 20, "right": 7}),
-        ((1, 165), (3, 1), (64, 200), BF16, {"right": 3, "shift": 0}),
+        ((130, 200), (2, 2), (256, 128), FP16, {"left": 20, "right": 7}),
+        ((1, 265), (3, 1), (200, 64), BF16, {"right": 3, "shift": 0}),  # most tiles have no rows
     ],
     ids=str,
 )
@@ -87,6 +88,34 @@ def test_a_wrong_byte_of_dropout_is_seen(make, judge, tmp_path):
     problem = make(70, 70, dtype=BF16, head_dim=64)
     found = judge(problem, {"csrc": csrc}, dropout_p=0.5)
     assert {line.split(":")[0] for line in found} == {"dq", "dk", "dv"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "found"),
+    [
+        ("backward/wide.cuh", "ptx::wait(plan.arrivals.d_scores_ready[buffer], received);", "",
+         "no barrier puts that after"),
+        ("backward/wide.cuh", "received ^= buffer;", "", "no barrier puts that after"),
+        ("backward/load.cuh", "(rank * OthersKey::PANELS + p)", "p", None),
+        ("backward/load.cuh", "ptx::wait(arrivals.tile_ready, parity);", "", "no barrier puts that after"),
+        ("backward/kernel.cuh", "        __syncwarp();\n        ptx::sync_cluster();\n", "", "has ended|block ends"),
+    ],
+)  # fmt: skip
+def test_a_planted_bug_of_what_blocks_exchange_is_found(
+    emulate, make, judge, tmp_path, file, old, new, found
+):
+    problem = make(70, 300, 1, 1, 256, dtype=BF16)
+    csrc = broken(tmp_path, file, old, new)
+    if found is None:
+        assert {line.split(":")[0] for line in judge(problem, {"csrc": csrc})} == {"dq"}
+        return
+
+    def judge_some_orders():
+        for seed in range(10):
+            judge(problem, {"csrc": csrc, "seed": seed})
+
+    with pytest.raises(emulate.EmulationError, match=found):
+        judge_some_orders()
 
 
 def elements(blocks, size, seqlen_q, seqlen_k):
