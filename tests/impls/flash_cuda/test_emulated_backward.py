@@ -83,6 +83,24 @@ def test_a_wrong_walk_of_lists_is_seen(make, judge, tmp_path):
     assert {line.split(":")[0] for line in found} == {"dq", "dk", "dv"}
 
 
+def test_the_second_half_of_a_step_is_seen(make, judge, tmp_path):
+    """Its weights with the rows of the first."""
+    csrc = broken(
+        tmp_path, "backward/narrow.cuh", "d_out_at.slot], true, part * PART", "d_out_at.slot], true, 0"
+    )
+    problem = make(200, 200, dtype=BF16, head_dim=64)
+    assert {line.split(":")[0] for line in judge(problem, {"csrc": csrc})} == {"dv"}
+
+
+def test_an_assignment_is_not_replaced_before_it_is_read(make, judge, emulate, tmp_path):
+    """Consumers are soon done with keys that no row sees."""
+    wait = "ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);"
+    csrc = broken(tmp_path, "backward/load.cuh", wait, "")
+    problem = make(70, 900, dtype=BF16, head_dim=64, right=0, shift=0)
+    with pytest.raises(emulate.EmulationError, match="no barrier puts that after the read of thread 32"):
+        judge(problem, {"csrc": csrc, "multiprocessors": 1}, causal=True, alignment="top_left")
+
+
 def test_a_wrong_byte_of_dropout_is_seen(make, judge, tmp_path):
     csrc = broken(tmp_path, "backward/dropout.cuh", "i / 4 % 2 * 2 + i / 2 % 2", "i / 2 % 2 * 2 + i / 4 % 2")
     problem = make(70, 70, dtype=BF16, head_dim=64)
