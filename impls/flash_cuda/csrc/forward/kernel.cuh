@@ -56,12 +56,13 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
     const int rows = C::DECODE ? params.queries * params.group : tile::ROWS;  // of a copy of Q
     // Tiles of a plane read the same K and V; with few queries there is one, or hardly more.
     constexpr ptx::Keep KEEP = C::DECODE ? ptx::Keep::NORMAL : ptx::Keep::LAST_OUT;
-    for (int index = blockIdx.x;;) {
-        const bool more = index < params.work.total;
+    const auto find = [&](int index) {
         Assignment work{-1};
-        if (more) work = assign<C>(params, index);
-        const bool any = more && work.blocks.size() > 0;
-
+        if (index < params.work.total) work = assign<C>(params, index);
+        return work;
+    };
+    for (Assignment work = find(blockIdx.x);;) {
+        const bool any = work.plane >= 0 && work.blocks.size() > 0;
         ptx::wait(plan.q_barriers.empty[q_at.slot], q_at.parity ^ 1);
         plan.assignment[q_at.slot] = work;
         ptx::Barrier& q_full = plan.q_barriers.full[q_at.slot];
@@ -75,28 +76,43 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
             }
         }
         q_at.advance();
-        if (!more) break;
-        // Every block draws until it is refused: `total` draws in all, after which the counter has wrapped to 0.
-        index = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
-        for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
-            int key = block * C::KEYS;
+        if (work.plane < 0) break;
+
+        int key = 0;
+        const auto load_k = [&](int block) {
+            key = block * C::KEYS;
             if constexpr (C::LISTS) {
                 key = attn::position_of<C::KEYS>(params.lists, work.list_row, work.steps, block);
                 ptx::wait(plan.k_barriers.empty[at.slot], at.parity ^ 1);
                 plan.first_key[at.slot] = key;
             }
-            ptx::Barrier& k_full = plan.k_barriers.begin_fill(at, Plan::Key::BYTES);
+            ptx::Barrier& full = plan.k_barriers.begin_fill(at, Plan::Key::BYTES);
             for (int p = 0; p < Plan::Key::PANELS; ++p) {
-                ptx::load(plan.k[at.slot].panel(p), params.k, k_full, KEEP, p * tile::PANEL, key, work.kv_head,
+                ptx::load(plan.k[at.slot].panel(p), params.k, full, KEEP, p * tile::PANEL, key, work.kv_head,
                           work.batch);
             }
-            ptx::Barrier& v_full = plan.v_barriers.begin_fill(at, Plan::Value::BYTES);
+        };
+        const auto load_v = [&] {
+            ptx::Barrier& full = plan.v_barriers.begin_fill(at, Plan::Value::BYTES);
             for (int p = 0; p < Plan::Value::PANELS; ++p) {
-                ptx::load(plan.v[at.slot].panel(p), params.v, v_full, KEEP, p * tile::PANEL, key, work.kv_head,
+                ptx::load(plan.v[at.slot].panel(p), params.v, full, KEEP, p * tile::PANEL, key, work.kv_head,
                           work.batch);
             }
             at.advance();
+        };
+        int block = work.blocks.end - 1;
+        for (; block > work.blocks.begin; --block) {
+            load_k(block);
+            load_v();
         }
+        // The next tile is drawn and found under the last loads, which wait for slots. Drawn before the first ones it
+        // stood behind this whole tile, and of a causal mask the longest ones behind one another (NOTES.md).
+        // Every block draws until it is refused: `total` draws in all, after which the counter has wrapped to 0.
+        const int drawn = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
+        if (any) load_k(block);
+        const Assignment next = find(drawn);
+        if (any) load_v();
+        work = next;
     }
 }
 
