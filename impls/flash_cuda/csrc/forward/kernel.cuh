@@ -163,33 +163,60 @@ struct Consumer {
 
     /// Walk the tile's blocks of keys from the right.
     __device__ __forceinline__ void attend() {
-        if (work.blocks.size() == 0) {
+        const attn::Range seen = blocks_seen();
+        int block = work.blocks.end - 1;
+        for (; block >= seen.end; --block) pass();
+        if (seen.size() == 0) {
             release_q();
 #pragma unroll
             for (float& value : out) value = 0.f;
             return;
         }
         const attn::Range whole = blocks_without_mask();
-        int block = work.blocks.end - 1;
         issue_scores();
         draw(block);
         take_scores<0>();
         if (block < whole.begin || block >= whole.end) mask(block);
-        softmax.template update<true>(scores, rescale, params.scale_log2);
+        softmax.template update<C::PARTS>(scores, rescale, params.scale_log2);
         round_weights();
 
         bool accumulate = false;  // the first product with V overwrites
         --block;
         if constexpr (C::HAS_RIGHT || C::LISTS) {
-            for (; block >= attn::max(whole.end, work.blocks.begin); --block) step<true>(block, accumulate);
+            for (; block >= attn::max(whole.end, seen.begin); --block) step<true>(block, accumulate);
         }
-        for (; block >= attn::max(whole.begin, work.blocks.begin); --block) step<false>(block, accumulate);
+        for (; block >= attn::max(whole.begin, seen.begin); --block) step<false>(block, accumulate);
         if constexpr (C::HAS_LEFT && !C::LISTS) {
-            for (; block >= work.blocks.begin; --block) step<true>(block, accumulate);
+            for (; block >= seen.begin; --block) step<true>(block, accumulate);
         }
         release_q();
         issue_out(accumulate);
         take_out();
+        if constexpr (C::HAS_LEFT && !C::LISTS) {
+            for (; block >= work.blocks.begin; --block) pass();
+        }
+    }
+
+    /// Of the tile's blocks those that the warpgroup's own rows touch.
+    __device__ __forceinline__ attn::Range blocks_seen() {
+        const attn::Range none = {work.blocks.begin, work.blocks.begin};
+        if (C::CONSUMERS > 1 && first >= params.band.rows) return none;
+        if (C::CONSUMERS == 1 || C::LISTS) return work.blocks;
+        const int last = attn::min(first + tile::ROWS, params.band.rows) - 1;
+        const attn::Range seen = attn::blocks_touching<C::KEYS>(
+            attn::keys_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, first, last));
+        return seen.size() > 0 ? seen : none;
+    }
+
+    /// Leave a block to the other warpgroups.
+    __device__ __forceinline__ void pass() {
+        plan.k_barriers.wait_full(k_at);
+        plan.v_barriers.wait_full(v_at);
+        __syncwarp();  // every lane has seen it
+        plan.k_barriers.release(k_at, lane);
+        plan.v_barriers.release(v_at, lane);
+        k_at.advance();
+        v_at.advance();
     }
 
     __device__ __forceinline__ attn::Range blocks_without_mask() {
@@ -209,10 +236,10 @@ struct Consumer {
         draw(block);
         take_scores<1>();
         if constexpr (MASKED) mask(block);
-        softmax.template update<MASKED>(scores, rescale, params.scale_log2);
+        const bool rose = softmax.template update<C::PARTS>(scores, rescale, params.scale_log2);
         take_out();
-        attn::scale_rows(out, rescale);
         round_weights();
+        if (rose) attn::scale_rows(out, rescale);
         accumulate = true;
     }
 
@@ -308,7 +335,7 @@ struct Consumer {
     /// Divide by the softmax's sum, and write LSE.
     __device__ __forceinline__ void finish() {
         float inverse[tile::HALVES], lse[tile::HALVES];
-        softmax.finish(inverse, lse, params.scale_log2);
+        softmax.finish(inverse, lse);
         if constexpr (C::DROPOUT) {
             for (float& factor : inverse) factor *= 256.f / params.threshold;
         }
