@@ -63,21 +63,18 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
     };
     for (Assignment work = find(blockIdx.x);;) {
         const bool any = work.plane >= 0 && work.blocks.size() > 0;
-        ptx::wait(plan.q_barriers.empty[q_at.slot], q_at.parity ^ 1);
-        plan.assignment[q_at.slot] = work;
-        ptx::Barrier& q_full = plan.q_barriers.full[q_at.slot];
-        ptx::arrive_expecting(q_full, any ? C::CONSUMERS * Plan::Query::PANELS * rows * tile::ROW_BYTES : 0);
-        if (any) {
-            for (int c = 0; c < C::CONSUMERS; ++c) {
-                for (int p = 0; p < Plan::Query::PANELS; ++p) {
-                    ptx::load(plan.q[q_at.slot][c].panel(p), params.q, q_full, ptx::Keep::FIRST_OUT,
-                              p * tile::PANEL, work.member, work.row + c * tile::ROWS, work.kv_head, work.batch);
-                }
+        const auto load_q = [&](int c) {
+            tile::RingBarriers<C::Q_SLOTS>& barriers = plan.q_barriers[c];
+            ptx::wait(barriers.empty[q_at.slot], q_at.parity ^ 1);
+            plan.assignment[q_at.slot][c] = work;
+            ptx::Barrier& full = barriers.full[q_at.slot];
+            ptx::arrive_expecting(full, any ? Plan::Query::PANELS * rows * tile::ROW_BYTES : 0);
+            if (!any) return;
+            for (int p = 0; p < Plan::Query::PANELS; ++p) {
+                ptx::load(plan.q[q_at.slot][c].panel(p), params.q, full, ptx::Keep::FIRST_OUT, p * tile::PANEL,
+                          work.member, work.row + c * tile::ROWS, work.kv_head, work.batch);
             }
-        }
-        q_at.advance();
-        if (work.plane < 0) break;
-
+        };
         int key = 0;
         const auto load_k = [&](int block) {
             key = block * C::KEYS;
@@ -100,16 +97,21 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
             }
             at.advance();
         };
+        // The first warpgroup may begin before the others have left the last tile.
         int block = work.blocks.end - 1;
-        for (; block > work.blocks.begin; --block) {
-            load_k(block);
+        load_q(0);
+        if (any) load_k(block);
+        for (int c = 1; c < C::CONSUMERS; ++c) load_q(c);
+        q_at.advance();
+        if (work.plane < 0) break;
+        while (block > work.blocks.begin) {
             load_v();
+            load_k(--block);
         }
-        // The next tile is drawn and found under the last loads, which wait for slots. Drawn before the first ones it
+        // The next tile is drawn and found under the last load, which waits for its slot. Drawn before the first ones it
         // stood behind this whole tile, and of a causal mask the longest ones behind one another (NOTES.md).
         // Every block draws until it is refused: `total` draws in all, after which the counter has wrapped to 0.
         const int drawn = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
-        if (any) load_k(block);
         const Assignment next = find(drawn);
         if (any) load_v();
         work = next;
@@ -148,8 +150,8 @@ struct Consumer {
 
     __device__ __forceinline__ void run() {
         for (;; q_at.advance()) {
-            plan.q_barriers.wait_full(q_at);
-            work = plan.assignment[q_at.slot];
+            plan.q_barriers[consumer].wait_full(q_at);
+            work = plan.assignment[q_at.slot][consumer];
             if (work.plane < 0) break;
             first = work.row + consumer * tile::ROWS;
             row = (C::DECODE ? 0 : first) + tile::first_row(thread);
@@ -313,7 +315,7 @@ struct Consumer {
 
     __device__ __forceinline__ void release_q() {
         __syncwarp();  // every lane has read the assignment
-        if constexpr (!C::OUT_IN_Q) plan.q_barriers.release(q_at, lane);
+        if constexpr (!C::OUT_IN_Q) plan.q_barriers[consumer].release(q_at, lane);
     }
 
     /// Query of a half's row; of DECODE, whose rows are the group's heads query by query, one past the last for no row.
@@ -357,7 +359,7 @@ struct Consumer {
         if constexpr (C::OUT_IN_Q) {
             if (thread == 0) ptx::wait_stores_read<0>();
             __syncwarp();
-            plan.q_barriers.release(q_at, lane);
+            plan.q_barriers[consumer].release(q_at, lane);
         }
     }
 
@@ -402,7 +404,7 @@ DEVICE void run(const Params& params) {
 
     if (threadIdx.x == 0) {
         constexpr u32 CONSUMER_WARPS = C::CONSUMERS * C::WARPGROUP / 32;
-        plan.q_barriers.init(CONSUMER_WARPS);
+        for (auto& barriers : plan.q_barriers) barriers.init(C::WARPGROUP / 32);
         plan.k_barriers.init(CONSUMER_WARPS);
         plan.v_barriers.init(CONSUMER_WARPS);
         ptx::publish_barriers();

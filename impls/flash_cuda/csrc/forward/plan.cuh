@@ -88,9 +88,9 @@ struct SharedMemoryPlan {
     Value v[C::SLOTS];
     Room<Out, C::OUT_IN_Q ? 0 : C::CONSUMERS> apart;
     Room<DropoutExchange, C::DROPOUT ? C::CONSUMERS : 0> dropout;
-    Assignment assignment[C::Q_SLOTS];  // travels with q
-    int first_key[C::SLOTS];            // travels with k, by LISTS
-    tile::RingBarriers<C::Q_SLOTS> q_barriers;
+    Assignment assignment[C::Q_SLOTS][C::CONSUMERS];  // travels with q
+    int first_key[C::SLOTS];                          // travels with k, by LISTS
+    tile::RingBarriers<C::Q_SLOTS> q_barriers[C::CONSUMERS];
     tile::RingBarriers<C::SLOTS> k_barriers, v_barriers;
 
     __device__ __forceinline__ Out& out(int consumer) {
