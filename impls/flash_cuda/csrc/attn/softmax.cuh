@@ -43,8 +43,9 @@ struct Softmax {
         }
     }
 
-    /// Take in a tile: scores become exp2(score * scale - origin). Whether an origin rose in this warp; what earlier tiles
-    /// gave then shrinks by `rescale`. PARTS: the maximum of a part is found under the exponentials of the one before.
+    /// Take in a tile: scores become exp2(score * scale - origin). Whether an origin rose in this warp; what earlier
+    /// tiles gave then shrinks by `rescale`. PARTS: the maximum of a part is found under the exponentials of the one
+    /// before.
     template <int PARTS, int COUNT>
     __device__ __forceinline__ bool update(float (&scores)[COUNT], float (&rescale)[tile::HALVES], float scale) {
         constexpr int PART = COUNT / PARTS;
