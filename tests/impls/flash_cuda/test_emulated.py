@@ -51,14 +51,21 @@ def test_both_passes(
 
 
 @pytest.mark.parametrize(
-    ("seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "right"),
-    [(1100, 90, 64, 64, None), (100, 200, 192, 128, 0), (100, 200, 128, 256, None)],
+    ("seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "left", "right"),
+    [
+        (1100, 90, 64, 64, None, None),
+        (1100, 700, 64, 64, 200, 0),  # 192 rows a tile: to each warpgroup its own blocks, to the last none
+        (100, 200, 192, 128, None, 0),
+        (100, 200, 128, 256, None, None),
+    ],
 )
-def test_forward(emulate, make, errors, seqlen_q, seqlen_k, head_dim, head_dim_v, right):
+def test_forward(emulate, make, errors, seqlen_q, seqlen_k, head_dim, head_dim_v, left, right):
     """What the backward does not share: three consumers, the output staged apart from Q."""
-    problem = make(seqlen_q, seqlen_k, 2, 1, head_dim, head_dim_v, dtype=BF16, right=right)
+    sizes = (seqlen_q, seqlen_k, 2, 1, head_dim, head_dim_v)
+    problem = make(*sizes, dtype=BF16, left=left, right=right, shift=0)
+    options = {"window": (left, right), "alignment": "top_left"}
     with emulate.emulating():
-        got = flash_attention(problem.q, problem.k, problem.v, window=(None, right), return_lse=True)
+        got = flash_attention(problem.q, problem.k, problem.v, return_lse=True, **options)
     reference, eager = problem.attention(torch.float64), problem.attention(BF16)
     assert errors(list(got), reference[:2], eager[:2]) == []
 
@@ -94,7 +101,7 @@ PANELS, RING, FRAGMENT = "tile/panels.cuh", "tile/ring.cuh", "tile/fragment.cuh"
     ("file", "old", "new", "found"),
     [
         (FORWARD, "plan.k_barriers.wait_full(k_at);", "", "no barrier puts that after a copy into it"),
-        (FORWARD, "ptx::wait_products<LATER>();", "ptx::wait_products<LATER + 1>();", "changed accumulators"),
+        (FORWARD, "ptx::wait_products<LATER>();", "ptx::wait_products<LATER + 1>();", "race: "),
         (RING, "ptx::wait(full[at.slot], at.parity);", "", "no barrier puts that after"),
         (RING, "parity ^= 1;", "", "more arrivals than the 1 of the barrier's phase"),
         (FORWARD, "ptx::fence_async_shared();", "", "wrote without a proxy fence since"),

@@ -154,6 +154,34 @@ def test_a_planted_bug_of_dropout_is_seen(emulate, make, judge, tmp_path, file, 
     assert seen(emulate, lambda seed: judge(problem, {"csrc": csrc, "seed": seed}, dropout_p=0.3))
 
 
+@pytest.fixture
+def rising(make):
+    """Scores that rise by e^7, more than an origin may lag behind, in both parts of every step, with a mask or not."""
+    problem = make(130, 700, dtype=BF16, head_dim=64, right=0)
+    j = torch.arange(700)
+    problem.q[..., 0] = 8
+    part, step = j % 128 // 64, 5 - j // 128  # from the right
+    problem.k[..., 0] = 7 * (2 * step + part)[:, None]
+    return problem
+
+
+def test_rising_scores(rising, judge):
+    assert judge(rising, causal=True) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "bug"),
+    [
+        ("attn/softmax.cuh", "scores[i] *= factor"),
+        ("attn/softmax.cuh", "total[h][0] *= factor"),
+        ("attn/softmax.cuh", "sum[h] *= factor"),
+        ("forward/kernel.cuh", "if (rose) attn::scale_rows(out, rescale)"),
+    ],
+)
+def test_what_does_not_shrink_when_scores_rise_is_seen(rising, judge, tmp_path, file, bug):
+    assert judge(rising, {"csrc": broken(tmp_path, file, bug, "")}, causal=True) != []
+
+
 def seen(emulate, judge):
     """Whether some order of events shows a bug, as an error or in the values."""
     for seed in range(8):
