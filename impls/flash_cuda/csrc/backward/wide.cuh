@@ -165,16 +165,16 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
             ptx::wait_products<0>();
             add_dq(plane, block);
         } else {
-            // dV first, which frees the only slot of dO; dK last, under which the sums of dQ leave.
+            // dV first, which frees the only slot of dO. dQ before dK, so that its sums leave under dK, was slower (NOTES.md).
             multiply_dv(p);
-            multiply_dq(ds);
             multiply_dk(ds);
+            multiply_dq(ds);
             ptx::wait_products<2>();
             end_dv();
             ptx::wait_products<1>();
-            add_dq(plane, block);
-            ptx::wait_products<0>();
             end_dk();
+            ptx::wait_products<0>();
+            add_dq(plane, block);
         }
         received ^= buffer;
         buffer ^= 1;

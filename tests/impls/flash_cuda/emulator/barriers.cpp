@@ -212,24 +212,17 @@ void arrive_remote(Address address) {
     arrive_at(block, address, 0, false);
 }
 
-namespace {
-
-constexpr unsigned RANK_SHIFT = 24;  // of a remote address, whose rank + 1 lies above an address
-
-}  // namespace
-
 std::uint32_t cluster_rank() { return current->block->rank; }
 
 Address remote_address(Address address, std::uint32_t rank) {
     CALLED;
     if (rank >= machine.launch.cluster) fail("block %u of a cluster of %u", rank, machine.launch.cluster);
-    return address | (rank + 1) << RANK_SHIFT;
+    return (address & OFFSET_BITS) | rank << RANK_SHIFT;
 }
 
-Block& block_of(Address& address) {
-    const unsigned rank = (address >> RANK_SHIFT) - 1;
+Block& block_of(Address address) {
+    const unsigned rank = address >> RANK_SHIFT;
     if (rank >= machine.launch.cluster) fail("0x%x is no address in the cluster", address);
-    address &= (1u << RANK_SHIFT) - 1;
     Block& block = *current->block->cluster[rank];
     if (!block.alive) fail("block %u of the cluster has ended", rank);
     return block;

@@ -179,9 +179,7 @@ void copy_remote(Address target, Address source, std::uint32_t bytes, Address ba
     if (target % 16 || source % 16 || bytes % 16 || bytes == 0) {
         fail("a copy of %u bytes from shared address 0x%x to 0x%x: all must be multiples of 16", bytes, source, target);
     }
-    Address local = barrier;
-    Block& to = block_of(local);
-    note_copied(source, bytes, barrier_at(to, local));
+    note_copied(source, bytes, barrier_at(block_of(barrier), barrier));
     send_later(target, bytes, barrier, [source, bytes, then = bytes_at(*current->block, source, bytes)](Block& from) {
         if (bytes_at(from, source, bytes) != then) {
             fail("race: shared address 0x%x was overwritten before it was copied to another block", source);

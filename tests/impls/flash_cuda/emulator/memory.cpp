@@ -31,7 +31,7 @@ std::uint8_t* arenas() {
 std::uintptr_t arenas_begin = 0, fixed_begin = 0, fixed_size = 0;
 
 Region* region_of(Address address, Block& block) {
-    return address < FIXED ? &block.dynamic : &block.fixed;
+    return (address & OFFSET_BITS) < FIXED ? &block.dynamic : &block.fixed;
 }
 
 /// Call with every granule that a range touches, and the words of it, a bit for each.
@@ -151,9 +151,10 @@ void begin_memory(Block& block, unsigned slot) {
         region.granules.assign((region.size + GRANULE - 1) / GRANULE, {});
         std::memset(region.base, 0xFF, region.size);  // NaN
     };
-    block.dynamic = {arenas() + std::size_t{slot} * SLOT + MARGIN, machine.launch.shared_bytes, FIRST, {}};
+    const Address rank = block.rank << RANK_SHIFT;
+    block.dynamic = {arenas() + std::size_t{slot} * SLOT + MARGIN, machine.launch.shared_bytes, rank | FIRST, {}};
     fill(block.dynamic);
-    const Address fixed_address = FIXED + fixed_begin % 1024;  // as aligned as it is
+    const Address fixed_address = rank | (FIXED + fixed_begin % 1024);  // as aligned as it is
     block.fixed = {reinterpret_cast<std::uint8_t*>(fixed_begin), static_cast<std::uint32_t>(fixed_size), fixed_address, {}};
     fill(block.fixed);
 }

@@ -207,6 +207,10 @@ void give_way();
 void happen_later(Event event);
 void happen_now(const Event& event);
 
+/// Within a cluster a shared address, a block's own too, has the block's rank above the offset. Matrix descriptors do not.
+constexpr unsigned RANK_SHIFT = 24;
+constexpr Address OFFSET_BITS = (1u << RANK_SHIFT) - 1;
+
 /// The 128-byte swizzle: bits 4 to 6 of a shared address, by bits 7 to 9.
 inline Address swizzled(Address address) { return address ^ (address >> 7 & 7) << 4; }
 
@@ -241,8 +245,8 @@ inline bool knows(const Fiber& fiber, const Access& access) {
 void complete(NamedBarrier& barrier);
 /// Completes the barriers of all threads that only wait for some that have ended.
 void complete_without_ended(Block& block);
-/// The block of the running thread's cluster that a remote address is of, and the address there.
-Block& block_of(Address& address);
+/// The block of the running thread's cluster that an address is of.
+Block& block_of(Address address);
 Barrier& barrier_at(Block& block, Address barrier);
 void arrive_bytes(Block& block, Address barrier, std::uint32_t bytes);
 /// Lanes of `mask` come together; the last one calls `act`. Returns every lane's value, until its next meeting.
