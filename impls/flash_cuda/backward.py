@@ -33,9 +33,6 @@ from attnbench.impls.flash_cuda.configs import (
 from attnbench.impls.flash_cuda.driver import Kernel, TensorMap, load, multiprocessors, ticket
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
 
-PREPARE_BLOCKS = 8
-"""Blocks a multiprocessor of the kernel that prepares rows: all that fit."""
-
 
 @dataclass(frozen=True, eq=False)
 class BackwardPlan:
@@ -66,23 +63,23 @@ class BackwardPlan:
         band = Band.of(options.left, options.right, options.bottom_right, seqlen_q, seqlen_k)
         shape = Shape.of(options, band, DTYPES[dtype], q[0], v[0])
         config = backward_kernel(shape, options.deterministic)
-        row_blocks = ceil_div(seqlen_q, config.ROWS)
-        tiles, planes = ceil_div(seqlen_k, config.keys), batch * kv_heads
-        blocks = min(multiprocessors(device), tiles * planes)
+        row_blocks = ceil_div(seqlen_q, config.rows)
+        tiles, planes = ceil_div(seqlen_k, config.tile_keys), batch * kv_heads
+        clusters = min(max(1, multiprocessors(device) // config.cluster), tiles * planes)
         wave = max(1, planes_per_wave(shape) // (heads // kv_heads))
         maps = (
-            grouped_map(q, dtype, kv_heads, config.ROWS), grouped_map(d_out, dtype, kv_heads, config.ROWS),
+            grouped_map(q, dtype, kv_heads, config.rows), grouped_map(d_out, dtype, kv_heads, config.rows),
             *(head_map(x, dtype, ROWS) for x in (k, v, dk, dv)),
         )  # fmt: skip
         fields = (
             seqlen_q, seqlen_k, band.shift, band.left or 0, band.right or 0, tiles, planes, wave, tiles * planes,
-            blocks, kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
+            clusters, kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
             1 / (1 - dropout_effective_p(options.dropout_p)), dropout_threshold(options.dropout_p),
         )  # fmt: skip
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
-            load(config.source, config.FINISH, device, shared=0), blocks, PREPARE_BLOCKS * multiprocessors(device),
-            shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
+            load(config.source, config.FINISH, device, shared=0), clusters * config.cluster,
+            config.PREPARE_BLOCKS * multiprocessors(device), shape, row_blocks, maps, grouped_map(dq, dtype, kv_heads),
             NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1]), fields, options.scale,
         )  # fmt: skip
 
@@ -93,7 +90,7 @@ class BackwardPlan:
         """Three kernels on the current stream of the tensors' device."""
         device, shape, config = q.get_device(), self.shape, self.config
         planes = shape.batch * shape.heads
-        rows = self.row_blocks * config.ROWS
+        rows = self.row_blocks * config.rows
         blocks = planes * self.row_blocks * config.units
         statistics = lse.new_empty((2, planes, rows))
         # A counter for each block of sums, whose tiles add in turn; it is zeroed with the sums.

@@ -270,22 +270,30 @@ class BackwardKernel:
     dim: int
     dim_v: int
     keys: int
+    rows: int
     has_left: bool = False
     has_right: bool = False
     dropout: bool = False
     deterministic: bool = False
     lists: bool = False
+    cluster: int = 1
 
     PREPARE, MAIN, FINISH = "attention_backward_prepare", "attention_backward", "attention_backward_finish"
-    ROWS = 64
     THREADS = 384
     PREPARE_THREADS = 256
+    PREPARE_BLOCKS = 6
+    """Blocks a multiprocessor of the kernel that prepares rows: all that fit, with 42 registers a thread."""
     FINISH_THREADS = 128
+
+    @property
+    def tile_keys(self) -> int:
+        """Keys of a tile, which the blocks of a cluster share."""
+        return self.keys * self.cluster
 
     @property
     def units(self) -> int:
         """Fragments of 64 x 64 in a block of dQ."""
-        return self.dim // PANEL
+        return self.rows // WARPGROUP_ROWS * (self.dim // PANEL)
 
     @property
     def lanes(self) -> int:
@@ -297,22 +305,25 @@ class BackwardKernel:
         """CUDA source of the three."""
         switches = (self.has_left, self.has_right, self.dropout, self.deterministic, self.lists)
         flags = [str(switch).lower() for switch in switches]
-        words = ", ".join(map(str, [self.dtype, self.dim, self.dim_v, self.keys, *flags]))
+        sizes = [self.dtype, self.dim, self.dim_v, self.keys, self.rows, self.cluster]
+        words = ", ".join(map(str, [*sizes, *flags]))
+        cluster = f"__cluster_dims__({self.cluster}, 1, 1) " if self.cluster > 1 else ""
         return (
             '#include "backward/kernel.cuh"\n'
             '#include "backward/rows.cuh"\n'
             f"using Chosen = backward::Config<{words}>;\n"
-            'extern "C" __global__ void __launch_bounds__(backward::PREPARE_THREADS)\n'
+            'extern "C" __global__ void __launch_bounds__(backward::PREPARE_THREADS,'
+            f" {self.PREPARE_BLOCKS})\n"
             f"{self.PREPARE}(const __grid_constant__ backward::RowParams params) {{\n"
             f"    backward::prepare<{self.dtype}, {self.lanes}>(params);\n"
             "}\n"
-            'extern "C" __global__ void __launch_bounds__(backward::THREADS, 1)\n'
+            f'extern "C" __global__ void {cluster}__launch_bounds__(backward::THREADS, 1)\n'
             f"{self.MAIN}(const __grid_constant__ backward::Params params) {{\n"
             "    backward::run<Chosen>(params);\n"
             "}\n"
             'extern "C" __global__ void __launch_bounds__(backward::WARPGROUP)\n'
             f"{self.FINISH}(const __grid_constant__ backward::FinishParams params) {{\n"
-            f"    backward::finish<{self.dtype}, {self.ROWS}, {self.dim}>(params);\n"
+            f"    backward::finish<{self.dtype}, {self.rows}, {self.dim}>(params);\n"
             "}\n"
         )
 
@@ -330,6 +341,12 @@ def backward_kernel(shape: Shape, deterministic: bool = False) -> BackwardKernel
         # Consumers share 64 keys and the columns, in halves of whole panels.
         dim, dim_v = (ceil_div(d, 2 * PANEL) * 2 * PANEL for d in (dim, dim_v))
         keys = LEAST_BACKWARD_KEYS
+    # Half as many steps, each with what a step costs beside its products; dropout's bits are for 64 rows.
+    tall = max(dim, dim_v) == 64 and not shape.dropout and shape.mask_block[0] % 128 == 0
+    rows = 128 if tall else 64
+    # Two blocks that share dQ have a panel of it for each consumer: four. Rows are listed for one block's keys.
+    cluster = 2 if dim == 4 * PANEL and not lists else 1
     return BackwardKernel(
-        shape.dtype, dim, dim_v, keys, shape.has_left, shape.has_right, shape.dropout, deterministic, lists
-    )
+        shape.dtype, dim, dim_v, keys, rows, shape.has_left, shape.has_right, shape.dropout, deterministic, lists,
+        cluster,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from attnbench.impls.flash_cuda.build import OPTIONS, compile_source
+from attnbench.impls.flash_cuda.build import CSRC, OPTIONS, compile_source
 
 Evaluate = Callable[..., list[int]]
 
@@ -82,3 +82,18 @@ def evaluate() -> Evaluate:
         return answers
 
     return values
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Called with a file of the kernels' sources, what stands there once or more, and what then stands in its place: a
+    copy of the sources with that bug."""
+
+    def plant(file, old, new):
+        csrc = shutil.copytree(CSRC, tmp_path / "csrc")
+        text = (csrc / file).read_text()
+        assert old in text, f"{file} has no {old!r} to break"
+        (csrc / file).write_text(text.replace(old, new))
+        return csrc
+
+    return plant

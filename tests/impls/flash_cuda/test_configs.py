@@ -1,4 +1,4 @@
-"""Which forward kernel a problem gets: few queries, splits, and tiles that divide the blocks of a mask."""
+"""Which kernel a problem gets: few queries, splits, and tiles that divide the blocks of a mask."""
 
 import itertools
 
@@ -8,6 +8,7 @@ from attnbench.impls.flash_api import Band
 from attnbench.impls.flash_cuda.configs import (
     SHARED_BYTES,
     Shape,
+    backward_kernel,
     forward_kernel,
     queries_of,
     splits_of,
@@ -80,3 +81,20 @@ def test_tiles_divide_the_blocks_and_fit(block, dropout, dim):
         kernel.dim + kernel.dim_v
     )
     assert 2 * (held + staged) < SHARED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("dim", "more", "rows"),
+    [
+        (64, {}, 128),
+        (40, {"mask_block": (256, 128)}, 128),
+        # A block of 192 rows has no whole steps of 128, and 64 x 64 blocks are walked by consumers that share keys.
+        (64, {"mask_block": (192, 128)}, 64),
+        (64, {"mask_block": (128, 64)}, 64),
+        (64, {"dropout": True}, 64),
+        (128, {}, 64),
+    ],
+)
+def test_the_backward_walks_128_rows_a_step_where_they_fit(dim, more, rows):
+    kernel = backward_kernel(shape(1, 1, 1, 512, 512, dim, **more))
+    assert (kernel.rows, kernel.units) == (rows, rows // 64 * (kernel.dim // 64))

@@ -3,14 +3,11 @@
 Of each form some problem gives every block three tiles or more: what passes from a tile to the next is judged too.
 """
 
-import shutil
-
 import pytest
 import torch
 
 from attnbench.impls.flash_api import BlockMask, call, dropout_effective_p, dropout_keep_mask
 from attnbench.impls.flash_cuda import flash_attention
-from attnbench.impls.flash_cuda.build import CSRC
 
 pytestmark = pytest.mark.emulated
 
@@ -43,20 +40,12 @@ def judge(emulate, wrong, monkeypatch):
     return run
 
 
-def broken(tmp_path, file, old, new):
-    """A copy of the sources with one place changed."""
-    csrc = shutil.copytree(CSRC, tmp_path / "csrc")
-    text = (csrc / file).read_text()
-    assert text.count(old) == 1, f"{file} has no {old!r} to break"
-    (csrc / file).write_text(text.replace(old, new))
-    return csrc
-
-
 @pytest.mark.parametrize(
     ("seqlens", "heads", "head_dims", "dtype", "band"),
     [
         ((130, 70), (2, 2), (128, 256), FP16, {"left": 20, "right": 7}),
-        ((1, 165), (3, 1), (64, 200), BF16, {"right": 3, "shift": 0}),
+        ((130, 200), (2, 2), (256, 128), FP16, {"left": 20, "right": 7}),
+        ((1, 265), (3, 1), (200, 64), BF16, {"right": 3, "shift": 0}),  # most tiles have no rows
     ],
     ids=str,
 )
@@ -72,9 +61,9 @@ def test_dropout(make, judge, head_dims, p, right):
     assert judge(problem, dropout_p=p, window=(None, right)) == []
 
 
-def test_a_wrong_walk_of_lists_is_seen(make, judge, tmp_path):
+def test_a_wrong_walk_of_lists_is_seen(make, judge, broken):
     """The last 64 rows of a block left out."""
-    csrc = broken(tmp_path, "backward/load.cuh", "block < end; ++block) {", "block < end - 1; ++block) {")
+    csrc = broken("backward/load.cuh", "block < end; ++block) {", "block < end - 1; ++block) {")
     problem = make(200, 200, dtype=BF16, head_dim=64)
     found = judge(
         problem, {"csrc": csrc}, block_mask=BlockMask.from_dense(torch.ones(2, 2, dtype=torch.bool))
@@ -82,11 +71,54 @@ def test_a_wrong_walk_of_lists_is_seen(make, judge, tmp_path):
     assert {line.split(":")[0] for line in found} == {"dq", "dk", "dv"}
 
 
-def test_a_wrong_byte_of_dropout_is_seen(make, judge, tmp_path):
-    csrc = broken(tmp_path, "backward/dropout.cuh", "i / 4 % 2 * 2 + i / 2 % 2", "i / 2 % 2 * 2 + i / 4 % 2")
+def test_the_second_half_of_a_step_is_seen(make, judge, broken):
+    """Its weights with the rows of the first."""
+    csrc = broken("backward/narrow.cuh", "d_out_at.slot], true, part * PART", "d_out_at.slot], true, 0")
+    problem = make(200, 200, dtype=BF16, head_dim=64)
+    assert {line.split(":")[0] for line in judge(problem, {"csrc": csrc})} == {"dv"}
+
+
+def test_an_assignment_is_not_replaced_before_it_is_read(make, judge, emulate, broken):
+    """Consumers are soon done with keys that no row sees."""
+    wait = "ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);"
+    csrc = broken("backward/load.cuh", wait, "")
+    problem = make(70, 900, dtype=BF16, head_dim=64, right=0, shift=0)
+    with pytest.raises(emulate.EmulationError, match="no barrier puts that after the read of thread 32"):
+        judge(problem, {"csrc": csrc, "multiprocessors": 1}, causal=True, alignment="top_left")
+
+
+def test_a_wrong_byte_of_dropout_is_seen(make, judge, broken):
+    csrc = broken("backward/dropout.cuh", "i / 4 % 2 * 2 + i / 2 % 2", "i / 2 % 2 * 2 + i / 4 % 2")
     problem = make(70, 70, dtype=BF16, head_dim=64)
     found = judge(problem, {"csrc": csrc}, dropout_p=0.5)
     assert {line.split(":")[0] for line in found} == {"dq", "dk", "dv"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "found"),
+    [
+        ("backward/wide.cuh", "ptx::wait(plan.arrivals.d_scores_ready[buffer], received);", "",
+         "no barrier puts that after"),
+        ("backward/wide.cuh", "received ^= buffer;", "", "no barrier puts that after"),
+        ("backward/load.cuh", "(rank * OthersKey::PANELS + p)", "p", None),
+        ("backward/load.cuh", "ptx::wait(arrivals.tile_ready, parity);", "", "no barrier puts that after"),
+        ("backward/kernel.cuh", "        __syncwarp();\n        ptx::sync_cluster();\n", "", "has ended|block ends"),
+        ("tile/panels.cuh", " & 0x3FFF", "", "race: operand B of a product|the block's shared memory is"),
+    ],
+)  # fmt: skip
+def test_a_planted_bug_of_what_blocks_exchange_is_found(emulate, make, judge, broken, file, old, new, found):
+    problem = make(70, 300, 1, 1, 256, dtype=BF16)
+    csrc = broken(file, old, new)
+    if found is None:
+        assert {line.split(":")[0] for line in judge(problem, {"csrc": csrc})} == {"dq"}
+        return
+
+    def judge_some_orders():
+        for seed in range(10):
+            judge(problem, {"csrc": csrc, "seed": seed})
+
+    with pytest.raises(emulate.EmulationError, match=found):
+        judge_some_orders()
 
 
 def elements(blocks, size, seqlen_q, seqlen_k):
@@ -162,11 +194,11 @@ def test_other_gradients_do_not_repeat(gradients):
     assert not all(torch.equal(first[0], other[0]) for other in others)
 
 
-def test_turns_against_the_order_of_the_draw_are_a_deadlock(emulate, make, tmp_path):
+def test_turns_against_the_order_of_the_draw_are_a_deadlock(emulate, make, broken):
     """A block alone then waits for a tile that it would work on later."""
     problem = make(70, 300, 1, 1, 64, dtype=BF16, right=0)
     turn = "(keys.end - 1) / KEYS - key / KEYS"
-    csrc = broken(tmp_path, "backward/turns.cuh", turn, "key / KEYS - keys.begin / KEYS")
+    csrc = broken("backward/turns.cuh", turn, "key / KEYS - keys.begin / KEYS")
     with (
         emulate.emulating(csrc=csrc, multiprocessors=1),
         pytest.raises(emulate.EmulationError, match="deadlock"),

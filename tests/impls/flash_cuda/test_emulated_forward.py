@@ -112,7 +112,7 @@ def test_few_queries(make, judge, seqlen_q, seqlen_k, heads, kv_heads, head_dim,
         ("forward/kernel.cuh", "ptx::wait(plan.k_barriers.empty[at.slot], at.parity ^ 1);", ""),
     ],
 )  # fmt: skip
-def test_a_planted_bug_of_block_lists_is_seen(emulate, make, judge, tmp_path, file, old, new):
+def test_a_planted_bug_of_block_lists_is_seen(emulate, make, judge, broken, file, old, new):
     size, seqlens = (128, 256), (300, 900)  # more steps than slots
     blocks = torch.ones(3, 4, dtype=torch.bool)
     full = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 0, 1]], dtype=torch.bool)
@@ -120,7 +120,7 @@ def test_a_planted_bug_of_block_lists_is_seen(emulate, make, judge, tmp_path, fi
     problem.visible = problem.visible | elements(full, size, *seqlens)
     mask = BlockMask.from_dense(blocks, size, full=full)
     assert judge(problem, causal=True, block_mask=mask) == []
-    csrc = broken(tmp_path, file, old, new)
+    csrc = broken(file, old, new)
     assert seen(
         emulate, lambda seed: judge(problem, {"csrc": csrc, "seed": seed}, causal=True, block_mask=mask)
     )
@@ -134,9 +134,9 @@ def test_a_planted_bug_of_block_lists_is_seen(emulate, make, judge, tmp_path, fi
         ("forward/merge.cuh", "params.lse_parts[at] - origin", "0 * params.lse_parts[at] - origin"),
     ],
 )
-def test_a_planted_bug_of_few_queries_is_seen(make, judge, tmp_path, file, old, new):
+def test_a_planted_bug_of_few_queries_is_seen(make, judge, broken, file, old, new):
     problem = make(5, 1300, 6, 2, 64, batch=2, dtype=BF16, right=0)
-    device = {"multiprocessors": 40, "csrc": broken(tmp_path, file, old, new)}
+    device = {"multiprocessors": 40, "csrc": broken(file, old, new)}
     assert judge(problem, device, causal=True) != []
 
 
@@ -148,10 +148,38 @@ def test_a_planted_bug_of_few_queries_is_seen(make, judge, tmp_path, file, old, 
         ("forward/kernel.cuh", "ptx::sync_threads(FIRST_PAIR_BARRIER", "(void)(FIRST_PAIR_BARRIER"),
     ],
 )
-def test_a_planted_bug_of_dropout_is_seen(emulate, make, judge, tmp_path, file, old, new):
+def test_a_planted_bug_of_dropout_is_seen(emulate, make, judge, broken, file, old, new):
     problem = make(100, 290, dtype=BF16, head_dim=64)
-    csrc = broken(tmp_path, file, old, new)
+    csrc = broken(file, old, new)
     assert seen(emulate, lambda seed: judge(problem, {"csrc": csrc, "seed": seed}, dropout_p=0.3))
+
+
+@pytest.fixture
+def rising(make):
+    """Scores that rise by e^7, more than an origin may lag behind, in both parts of every step, with a mask or not."""
+    problem = make(130, 700, dtype=BF16, head_dim=64, right=0)
+    j = torch.arange(700)
+    problem.q[..., 0] = 8
+    part, step = j % 128 // 64, 5 - j // 128  # from the right
+    problem.k[..., 0] = 7 * (2 * step + part)[:, None]
+    return problem
+
+
+def test_rising_scores(rising, judge):
+    assert judge(rising, causal=True) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "bug"),
+    [
+        ("attn/softmax.cuh", "scores[i] *= factor"),
+        ("attn/softmax.cuh", "total[h][0] *= factor"),
+        ("attn/softmax.cuh", "sum[h] *= factor"),
+        ("forward/kernel.cuh", "if (rose) attn::scale_rows(out, rescale)"),
+    ],
+)
+def test_what_does_not_shrink_when_scores_rise_is_seen(rising, judge, broken, file, bug):
+    assert judge(rising, {"csrc": broken(file, bug, "")}, causal=True) != []
 
 
 def seen(emulate, judge):
@@ -165,9 +193,9 @@ def seen(emulate, judge):
     return False
 
 
-def broken(tmp_path, file, old, new):
+def broken(file, old, new):
     """A copy of the sources with one place changed."""
-    csrc = shutil.copytree(CSRC, tmp_path / "csrc")
+    csrc = shutil.copytree(CSRC, broken / "csrc")
     text = (csrc / file).read_text()
     assert old in text, f"{file} has no {old!r} to break"
     (csrc / file).write_text(text.replace(old, new))

@@ -195,8 +195,9 @@ def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
     assert [launch[0] for launch in (prepare, main, finish)] == [
         "attention_backward_prepare", "attention_backward", "attention_backward_finish",
     ]  # fmt: skip
-    row_blocks = -(-seqlen_q // 64)
-    units = -(-head_dim // 64)
+    rows = 128 if max(head_dim, head_dim_v) <= 64 else 64
+    row_blocks = -(-seqlen_q // rows)
+    units = rows // 64 * -(-head_dim // 64)
     told = ROW_FIELDS.unpack(prepare[3])
     assert told[:4] == (
         out.data_ptr(), d_out.data_ptr(), lse.data_ptr(), 0 if d_lse is None else d_lse.data_ptr()
@@ -205,7 +206,7 @@ def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
     assert told[8] == TICKET
     assert told[9:12] == d_out.stride()[:3]
     assert told[12:15] == ((0, 0, 0) if d_lse is None else d_lse.stride())
-    assert told[15:] == (batch, heads, seqlen_q, 64 * row_blocks, head_dim_v)
+    assert told[15:] == (batch, heads, seqlen_q, rows * row_blocks, head_dim_v)
     fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
     tiles = -(-seqlen_k // 128)
     assert fields[:6] == (*told[4:7], 0, TICKET, 0)
@@ -248,7 +249,7 @@ def test_a_deterministic_backward_has_a_counter_for_each_block_of_sums(recorder)
     prepare, main, _ = recorder.launches[-3:]
     told = ROW_FIELDS.unpack(prepare[3])
     fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
-    blocks = 2 * 3  # heads x rows in 64s
+    blocks = 2 * 4  # heads x rows in 64s, of whole steps of 128
     assert fields[5] == told[6] + 4 * 64 * 64 * blocks
     assert told[7] == (64 * 64 * blocks + 8) // 4  # float4 to be zeroed: the counters too
 

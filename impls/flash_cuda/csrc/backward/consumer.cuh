@@ -14,6 +14,11 @@ template <class Self, class C>
 struct Consumer {
     using T = typename C::T;
     using Plan = SharedMemoryPlan<C>;
+    /// Rows that are weighed at a time: registers are short, and products of one part run while the next is weighed.
+    static constexpr int PART = C::OWN_ROWS < 64 ? C::OWN_ROWS : 64, PARTS = C::OWN_ROWS / PART;
+    static constexpr int VALUES = tile::accumulators(PART);
+    using Statistics = float[PART / 4];  // of a part's columns that a thread has values in
+    using Operand = u32[tile::packed(PART)];
 
     const Params& params;
     Plan& plan;
@@ -30,7 +35,7 @@ struct Consumer {
     float dv[tile::accumulators(C::OWN_DIM_V)];
     float scores[tile::accumulators(C::OWN_ROWS)];    // S, then P
     float d_scores[tile::accumulators(C::OWN_ROWS)];  // dP, then dS
-    Dropped<C::OWN_ROWS> dropped;
+    Dropped<PART> dropped;
 
     __device__ __forceinline__ Consumer(const Params& params_, Plan& plan_, int consumer_)
         : params(params_),
@@ -42,7 +47,7 @@ struct Consumer {
     __device__ __forceinline__ void run() {
         for (;; kv_at.advance()) {
             plan.kv_barriers.wait_full(kv_at);
-            work = uniform(plan.assignment);
+            work = uniform(plan.assignments[kv_at.parity]);
             if (work.batch < 0) break;
 #pragma unroll
             for (float& value : dk) value = 0.f;
@@ -51,6 +56,7 @@ struct Consumer {
             if constexpr (C::LISTS) {
                 walk_lists();
             } else if (work.blocks.size() > 0) {
+                static_cast<Self&>(*this).begin_tile();
                 walk();
             }
             __syncwarp();
@@ -61,8 +67,10 @@ struct Consumer {
 #pragma unroll
                 for (float& value : dv) value *= params.keep_scale;
             }
-            store_result<C::OWN_DIM>(plan.stage[consumer].dk, dk, params.dk);
-            store_result<C::OWN_DIM_V>(plan.stage[consumer].dv, dv, params.dv);
+            auto& stage = begin_results();
+            store_result<C::OWN_DIM>(stage.dk, dk, params.dk);
+            store_result<C::OWN_DIM_V>(stage.dv, dv, params.dv);
+            end_results();
         }
         if (thread == 0) {
             if constexpr (C::DETERMINISTIC) {
@@ -97,12 +105,8 @@ struct Consumer {
                 self.template step<false>(visit.plane, visit.block);
             }
         }
-        // The end has taken a slot of Q and one of dO.
-        plan.d_out_barriers.wait_full(d_out_at);
         plan.q_barriers.release(q_at, lane);
-        plan.d_out_barriers.release(d_out_at, lane);
         q_at.advance();
-        d_out_at.advance();
     }
 
     /// All queries of the group's heads, masked blocks apart from the long run between them.
@@ -139,44 +143,63 @@ struct Consumer {
         }
     }
 
-    /// P = exp2(S - lse), rows that do not see a key apart.
+    /// P = exp2(S - lse) of a part.
+    __device__ __forceinline__ void weigh(const Statistics& lse, int part = 0) {
+        each_value(part, [&](int i, int column) {
+            scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse[column]);
+        });
+    }
+    /// The same of all, rows that do not see a key apart.
     template <bool MASKED>
-    __device__ __forceinline__ void weigh(int block) {
+    __device__ __forceinline__ void weigh(int block, const Statistics& lse) {
+        static_assert(PARTS == 1);
         if constexpr (MASKED) mask(block * C::ROWS + own_row());
-        each_column(plan.lse[q_at.slot] + own_row(),
-                    [&](int i, float lse) { scores[i] = ptx::exp2(scores[i] * params.scale_log2 - lse); });
+        weigh(lse);
     }
 
     /// P as the operand of dV, without what is dropped; dV is scaled for it at the end.
-    __device__ __forceinline__ void round_weights(u32 (&operand)[tile::packed(C::OWN_ROWS)]) {
-        tile::to_operand<T>(operand, scores);
+    __device__ __forceinline__ void round_weights(Operand& operand, int part = 0) {
+        round(operand, scores, part);
         if constexpr (C::DROPOUT) dropped.drop(operand);
     }
 
     /// dS = P * (dP - delta): dropout acts on dP as on P, and not on the P that dS is made of.
-    __device__ __forceinline__ void differentiate() {
-        each_column(plan.delta[d_out_at.slot] + own_row(), [&](int i, float delta) {
+    __device__ __forceinline__ void differentiate(const Statistics& delta, int part = 0) {
+        each_value(part, [&](int i, int column) {
             if constexpr (C::DROPOUT) {
-                d_scores[i] = scores[i] * (dropped.kept(d_scores[i], i) * params.keep_scale - delta);
+                d_scores[i] = scores[i] * (dropped.kept(d_scores[i], i) * params.keep_scale - delta[column]);
             } else {
-                d_scores[i] = scores[i] * (d_scores[i] - delta);
+                d_scores[i] = scores[i] * (d_scores[i] - delta[column]);
             }
         });
     }
 
-    /// Call with every value's index and the entry of its column in `statistics`.
-    template <class Use>
-    __device__ __forceinline__ void each_column(const float* statistics, Use use) {
-        const float* own = statistics + tile::first_column(thread);
+    /// A part of a product as an operand.
+    static __device__ __forceinline__ void round(Operand& operand, const float (&values)[tile::accumulators(C::OWN_ROWS)],
+                                                 int part) {
 #pragma unroll
-        for (int g = 0; g < C::OWN_ROWS / 8; ++g) {
-            const float2 pair = ptx::load_pair(own + 8 * g);
-#pragma unroll
-            for (int h = 0; h < tile::HALVES; ++h) {
-                use(4 * g + 2 * h, pair.x);
-                use(4 * g + 2 * h + 1, pair.y);
-            }
+        for (int i = 0; i < VALUES / 2; ++i) {
+            operand[i] = ptx::pack<T>(values[part * VALUES + 2 * i], values[part * VALUES + 2 * i + 1]);
         }
+    }
+
+    /// The thread's columns of a part of a row statistic, in order: all, or those from BEGIN to END of the part.
+    template <int BEGIN = 0, int END = PART>
+    __device__ __forceinline__ void load_statistics(Statistics& values, const float* statistics, int part = 0) {
+        const float* own = statistics + own_row() + part * PART + tile::first_column(thread);
+#pragma unroll
+        for (int g = BEGIN / 8; g < END / 8; ++g) {
+            const float2 pair = ptx::load_pair(own + 8 * g);
+            values[2 * g] = pair.x;
+            values[2 * g + 1] = pair.y;
+        }
+    }
+
+    /// Call with the index of every value of a part, and that of its column among the part's own.
+    template <class Use>
+    static __device__ __forceinline__ void each_value(int part, Use use) {
+#pragma unroll
+        for (int i = 0; i < VALUES; ++i) use(part * VALUES + i, i / 4 * 2 + i % 2);
     }
 
     /// Each half's key is seen by a range of rows, in a full block of LISTS by all, by none if it lies past the last key.
@@ -193,6 +216,28 @@ struct Consumer {
             limits[h] = {seen.begin - from, key + 8 * h < params.band.keys ? seen.end - from : 0};
         }
         attn::mask_scores<true>(scores, limits);
+    }
+
+    __device__ __forceinline__ typename Plan::Stage& begin_results() {
+        if constexpr (C::ENDS_IN_SLOTS) {
+            plan.d_out_barriers.wait_full(d_out_at);
+            __syncwarp();  // a lane that is late would find the slot filled again
+            plan.d_out_barriers.release(d_out_at, lane);
+            d_out_at.advance();
+        }
+        if constexpr (C::STAGED) {
+            return plan.stages.own[consumer];
+        } else {
+            plan.q_barriers.wait_full(q_at);
+            return reinterpret_cast<typename Plan::Stage*>(plan.q[q_at.slot].bytes)[consumer];
+        }
+    }
+    __device__ __forceinline__ void end_results() {
+        if constexpr (!C::STAGED) {
+            begin_stage();
+            plan.q_barriers.release(q_at, lane);
+            q_at.advance();
+        }
     }
 
     /// The stage is free again: what was sent from it has left.
@@ -225,14 +270,20 @@ struct Consumer {
     __device__ __forceinline__ void add_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
                                            int unit) {
         begin_stage();
-        tile::store_floats(plan.stage[consumer].dq, dq, thread);
+        send_dq(dq, plane, block, unit);
+    }
+
+    /// The same from a stage that is free.
+    __device__ __forceinline__ void send_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
+                                            int unit) {
+        tile::store_floats(plan.stages.own[consumer].dq, dq, thread);
         end_stage();
         if (thread == 0) {
             const int sums = (plane * params.row_blocks + block) * C::UNITS + unit;
             if constexpr (C::DETERMINISTIC) {
                 hand_over({sums, turn_of<C>(params.band, block, work.key)});
             } else {
-                ptx::reduce_add(params.dq[sums].values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
+                ptx::reduce_add(params.dq[sums].values[0], &plan.stages.own[consumer].dq, sizeof(tile::Floats));
                 ptx::commit_stores();
             }
         }

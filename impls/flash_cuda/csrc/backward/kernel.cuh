@@ -27,7 +27,13 @@ DEVICE void run(const Params& params) {
 
     if (threadIdx.x == 0) {
         constexpr u32 CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
-        plan.kv_barriers.init(CONSUMER_WARPS + (C::LISTS ? 2 : 1));  // and the threads that see to rows
+        plan.kv_barriers.init(CONSUMER_WARPS);
+        plan.assignment_barriers.init(C::LISTS ? 2 : 1);
+        if constexpr (C::CLUSTER > 1) {
+            ptx::init(plan.arrivals.tile_ready, 1);
+            ptx::init(plan.arrivals.tile_read, 1);
+            for (auto& ready : plan.arrivals.d_scores_ready) ptx::init(ready, 1);
+        }
         plan.q_barriers.init(CONSUMER_WARPS);
         plan.d_out_barriers.init(CONSUMER_WARPS);
         if constexpr (C::LISTS) {
@@ -43,21 +49,26 @@ DEVICE void run(const Params& params) {
         ptx::prefetch(params.v);
     }
     __syncthreads();
+    if constexpr (C::CLUSTER > 1) ptx::sync_cluster();  // nobody reaches into a block that has not begun
 
     if (warpgroup == 0) {
         ptx::release_registers<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) produce_keys<C>(params, plan);
-        if (threadIdx.x == 32) produce_rows<C>(params, plan);
-        if constexpr (C::LISTS) {
-            if (threadIdx.x == 64) produce_visits<C>(params, plan);
-        }
-        if constexpr (C::DETERMINISTIC) {
-            if (threadIdx.x == 64) add_in_turn(params, plan, 0);
-            if (threadIdx.x == 96) add_in_turn(params, plan, 1);
+        if (threadIdx.x == 0) {
+            produce_keys<C>(params, plan);
+        } else if (threadIdx.x == 32) {
+            produce_rows<C>(params, plan);
+        } else if (C::LISTS && threadIdx.x == 64) {
+            produce_visits<C>(params, plan);
+        } else if constexpr (C::DETERMINISTIC) {
+            if (threadIdx.x % 32 == 0) add_in_turn(params, plan, threadIdx.x / 32 - 2);
         }
     } else {
         ptx::claim_registers<CONSUMER_REGISTERS>();
         typename Kind<C>::Consumer(params, plan, warpgroup - 1).run();
+    }
+    if constexpr (C::CLUSTER > 1) {  // nor into one that has ended
+        __syncwarp();
+        ptx::sync_cluster();
     }
 }
 

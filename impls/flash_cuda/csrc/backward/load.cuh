@@ -2,26 +2,28 @@
 // rows that see them; by LISTS a third finds out which these are.
 #pragma once
 #include "backward/plan.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 
 namespace backward {
 
+/// Of block `rank` of the cluster, whose blocks visit the same rows.
 template <class C>
-DEVICE Assignment assign(const Params& params, int index) {
+DEVICE Assignment assign(const Params& params, int index, int rank) {
     const attn::Place place = attn::place_of(params.work, index);
     const int batch = place.plane / params.kv_heads;
-    const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::KEYS;
+    const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::TILE_KEYS;
     attn::Range blocks = {0, 1};
     if constexpr (!C::LISTS) {
-        const int last = attn::min(key + C::KEYS, params.band.keys) - 1;
+        const int last = attn::min(key + C::TILE_KEYS, params.band.keys) - 1;
         const attn::Range rows = attn::rows_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, key, last);
         blocks = rows.size() > 0 ? attn::blocks_touching<C::ROWS>(rows) : attn::Range{0, 0};
     }
-    return {batch, place.plane - batch * params.kv_heads, key, blocks};
+    return {batch, place.plane - batch * params.kv_heads, key + rank * C::KEYS, blocks};
 }
 
-/// The block's next piece of work; in all, the blocks draw until the counter has wrapped to 0.
+/// The block's or cluster's next piece of work; in all, they draw until the counter has wrapped to 0.
 template <class C>
 DEVICE int draw(const Params& params) {
     if constexpr (C::DETERMINISTIC) {  // every piece: see turns.cuh
@@ -36,24 +38,47 @@ DEVICE int plane_of(const Params& params, const Assignment& work, int member) {
     return (work.batch * params.kv_heads + work.kv_head) * params.group + member;
 }
 
+/// What the first block of a cluster has drawn, in all of them. Before it tells of the next they have read this one.
+template <class Plan>
+DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
+    auto& arrivals = plan.arrivals;
+    if (rank == 0) {
+        ptx::wait(arrivals.tile_read, parity ^ 1);
+        ptx::store_remote(ptx::remote_address(&arrivals.tile, 1), index, ptx::remote_address(&arrivals.tile_ready, 1));
+        return index;
+    }
+    ptx::arrive_expecting(arrivals.tile_ready, sizeof arrivals.tile);
+    ptx::wait(arrivals.tile_ready, parity);
+    index = arrivals.tile;
+    ptx::arrive_remote(ptx::remote_address(&arrivals.tile_read, 0));
+    return index;
+}
+
 /// One thread: draw tiles, and load K and V once a tile. A tile is drawn while the one before it is worked on; but where
 /// tiles add in turn, when the block is free for it. All that are drawn after it in its head wait for its turns, and
 /// would, were it drawn a tile ahead, for the whole of that tile.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
-    tile::Cursor<1> at;
-    for (int index = blockIdx.x;; at.advance()) {
+    const int rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
+    tile::Cursor<2> at;
+    for (int index = blockIdx.x / C::CLUSTER;; at.advance()) {
+        const u32 kv_parity = at.slot;  // of a ring of one
         if constexpr (C::DETERMINISTIC) {
-            ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
-            index = draw<C>(params);
+            ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
+            if (rank == 0) index = draw<C>(params);
         }
+        if constexpr (C::CLUSTER > 1) index = agree(plan, index, rank, kv_parity);
         const bool more = index < params.work.total;
-        const Assignment work = more ? assign<C>(params, index) : Assignment{-1};
+        const Assignment work = more ? assign<C>(params, index, rank) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
-        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], at.parity ^ 1);
-        plan.assignment = work;
+        // The consumers have read the last but one, or its K and V would not have been replaced.
+        ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);
+        plan.assignments[at.slot] = work;
+        ptx::arrive(plan.assignment_barriers.full[at.slot]);
+        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
         ptx::Barrier& full = plan.kv_barriers.full[0];
-        ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) : 0);
+        constexpr u32 OTHERS = C::CLUSTER > 1 ? Plan::OthersKey::BYTES : 0;
+        ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) + OTHERS : 0);
         if (!more) break;
         if (any) {
             for (int c = 0; c < C::KEY_TILES; ++c) {
@@ -67,21 +92,31 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                               work.kv_head, work.batch);
                 }
             }
+            if constexpr (C::CLUSTER > 1) {
+                using OthersKey = typename Plan::OthersKey;
+                for (int p = 0; p < OthersKey::PANELS; ++p) {
+                    ptx::load(plan.other.k.panel(p), params.k, full, ptx::Keep::FIRST_OUT,
+                              (rank * OthersKey::PANELS + p) * tile::PANEL, work.key ^ C::KEYS, work.kv_head, work.batch);
+                }
+            }
         }
-        if constexpr (!C::DETERMINISTIC) index = draw<C>(params);
+        if constexpr (!C::DETERMINISTIC) {
+            if (rank == 0) index = draw<C>(params);
+        }
     }
 }
 
-/// Another thread, of another warp: load the queries of every head of the group as slots come free.
+/// Another thread, of another warp: load the queries of every head of the group as slots come free, those of the next
+/// tile while the last steps of this one are computed.
 template <class C, class Plan>
 DEVICE void produce_rows(const Params& params, Plan& plan) {
     constexpr u32 STATISTICS = C::ROWS * sizeof(float);
-    tile::Cursor<1> kv_at;
     u32 loaded = 0;  // blocks of rows
-    for (;; kv_at.advance()) {
-        plan.kv_barriers.wait_full(kv_at);
-        const Assignment work = plan.assignment;
-        plan.kv_barriers.release(kv_at, 0);
+    for (u32 tiles = 0;; ++tiles) {
+        const auto tile_at = tile::Cursor<2>::after(tiles);
+        plan.assignment_barriers.wait_full(tile_at);
+        const Assignment work = plan.assignments[tile_at.slot];
+        plan.assignment_barriers.release(tile_at, 0);
         if (work.batch < 0) break;
         const auto load = [&](int first_block, int member, int block) {
             const int row = block * C::ROWS;
@@ -109,13 +144,15 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
                 if (visit.plane < 0) break;
                 load(visit.plane * params.row_blocks, visit.member, visit.block);
             }
-            plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);  // slots that say so to the consumers
-            plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
         } else {
             for (int member = 0; member < params.group; ++member) {
                 const int first_block = plane_of(params, work, member) * params.row_blocks;
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) load(first_block, member, block);
             }
+        }
+        if constexpr (C::ENDS_IN_SLOTS) {  // LISTS: that say so to the consumers
+            plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);
+            plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
         }
     }
 }
@@ -124,7 +161,7 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
 /// which block the second one is to load there.
 template <class C, class Plan>
 DEVICE void produce_visits(const Params& params, Plan& plan) {
-    tile::Cursor<1> kv_at;
+    tile::Cursor<2> tile_at;
     u32 announced = 0;
     const auto announce = [&](const Visit& visit) {
         const auto at = tile::Cursor<C::SLOTS>::after(announced++);
@@ -132,9 +169,9 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
         plan.visits[at.slot] = visit;
         ptx::arrive(plan.visit_ready[at.slot]);
     };
-    for (;; kv_at.advance()) {
-        plan.kv_barriers.wait_full(kv_at);
-        const Assignment& work = plan.assignment;  // left in shared memory, for want of registers
+    for (;; tile_at.advance()) {
+        plan.assignment_barriers.wait_full(tile_at);
+        const Assignment& work = plan.assignments[tile_at.slot];  // left in shared memory, for want of registers
         if (work.batch < 0) break;
         for (int member = 0; member < params.group; ++member) {
             const i64 row = attn::list_row(params.lists, work.batch, work.kv_head * params.group + member, work.key);
@@ -152,7 +189,7 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
                 }
             }
         }
-        plan.kv_barriers.release(kv_at, 0);
+        plan.assignment_barriers.release(tile_at, 0);
         announce({-1});
     }
 }

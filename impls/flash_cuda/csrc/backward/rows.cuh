@@ -32,16 +32,20 @@ DEVICE void prepare(const RowParams& params) {
     constexpr int VALUES = 8;  // of 16 bytes
     const float infinity = __uint_as_float(0x7F800000u);
     const int lane = threadIdx.x % LANES;
-    const i64 all = static_cast<i64>(params.batch) * params.rows_padded * params.heads;
-    const i64 first = (static_cast<i64>(blockIdx.x) * PREPARE_THREADS + threadIdx.x) / LANES;
-    const i64 stride = static_cast<i64>(gridDim.x) * PREPARE_THREADS / LANES;
-    for (i64 at = first; at < all; at += stride) {  // heads innermost, as they lie in memory
-        const int head = at % params.heads;
-        const int row = at / params.heads % params.rows_padded;
-        const int batch = at / params.heads / params.rows_padded;
-        const i64 plane = static_cast<i64>(batch) * params.heads + head;
+    // 32 bits hold the rows of any problem: each has 256 bytes of dq or more.
+    const u32 heads = params.heads, rows_padded = params.rows_padded;
+    const u32 all = params.batch * rows_padded * heads;
+    const u32 first = (blockIdx.x * PREPARE_THREADS + threadIdx.x) / LANES;
+    const u32 stride = gridDim.x * PREPARE_THREADS / LANES;
+    for (u32 at = first; at < all; at += stride) {  // heads innermost, as they lie in memory
+        const u32 above = at / heads, batch = above / rows_padded;
+        const int head = at - above * heads, row = above - batch * rows_padded;
+        const i64 plane = batch * heads + head;
+        const bool given = row < params.rows;
+        // Asked for with the row, and not after its sum: a wait less for memory.
+        const float natural = lane == 0 && given ? params.lse[plane * params.rows + row] : -infinity;
         float sum = 0.f;
-        if (row < params.rows) {
+        if (given) {
             const auto* out = static_cast<const uint4*>(params.out) +
                               ((static_cast<i64>(batch) * params.rows + row) * params.heads + head) * params.dim_v / VALUES;
             const auto* d_out = static_cast<const uint4*>(params.d_out) +
@@ -61,17 +65,13 @@ DEVICE void prepare(const RowParams& params) {
 #pragma unroll
         for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
         if (lane == 0) {
-            float lse = infinity;
-            if (row < params.rows) {
-                const float natural = params.lse[plane * params.rows + row];
-                if (natural != -infinity) lse = natural * LOG2_E;
-                if (natural == -infinity) {
-                    sum = 0.f;  // LSE passes no gradient on, even if what reaches it is not finite
-                } else if (params.d_lse != nullptr) {
-                    sum -= params.d_lse[batch * params.d_lse_batch + head * params.d_lse_head + row * params.d_lse_row];
-                }
+            const bool seen = natural != -infinity;
+            if (!seen) {
+                sum = 0.f;  // LSE passes no gradient on, even if what reaches it is not finite
+            } else if (params.d_lse != nullptr) {
+                sum -= params.d_lse[batch * params.d_lse_batch + head * params.d_lse_head + row * params.d_lse_row];
             }
-            params.lse_log2[plane * params.rows_padded + row] = lse;
+            params.lse_log2[plane * params.rows_padded + row] = seen ? natural * LOG2_E : infinity;
             params.delta[plane * params.rows_padded + row] = sum;
         }
     }

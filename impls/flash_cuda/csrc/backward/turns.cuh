@@ -23,7 +23,7 @@ PLAIN int turn_of(const attn::Band& band, int block, int key) {
 
 template <class C>
 DEVICE u32 turn_of(const attn::Band& band, int block, int key) {
-    return turn_of<C::ROWS, C::KEYS, C::HAS_LEFT, C::HAS_RIGHT, C::LAST_KEYS_FIRST>(band, block, key);
+    return turn_of<C::ROWS, C::TILE_KEYS, C::HAS_LEFT, C::HAS_RIGHT, C::LAST_KEYS_FIRST>(band, block, key);
 }
 
 /// One thread for each consumer: add its units of dQ when their turn has come. Apart from the consumer, which goes on.
@@ -37,7 +37,7 @@ DEVICE void add_in_turn(const Params& params, Plan& plan, int consumer) {
         u32* turn = params.turns + handed.unit;
         ptx::wait_for(turn, handed.turn);
         ptx::fence_async_global();
-        ptx::reduce_add(params.dq[handed.unit].values[0], &plan.stage[consumer].dq, sizeof(tile::Floats));
+        ptx::reduce_add(params.dq[handed.unit].values[0], &plan.stages.own[consumer].dq, sizeof(tile::Floats));
         ptx::commit_stores();
         ptx::wait_stores_read<0>();
         barriers.release(at, 0);

@@ -56,47 +56,65 @@ DEVICE void produce(const Params& params, SharedMemoryPlan<C>& plan) {
     const int rows = C::DECODE ? params.queries * params.group : tile::ROWS;  // of a copy of Q
     // Tiles of a plane read the same K and V; with few queries there is one, or hardly more.
     constexpr ptx::Keep KEEP = C::DECODE ? ptx::Keep::NORMAL : ptx::Keep::LAST_OUT;
-    for (int index = blockIdx.x;;) {
-        const bool more = index < params.work.total;
+    const auto find = [&](int index) {
         Assignment work{-1};
-        if (more) work = assign<C>(params, index);
-        const bool any = more && work.blocks.size() > 0;
-
-        ptx::wait(plan.q_barriers.empty[q_at.slot], q_at.parity ^ 1);
-        plan.assignment[q_at.slot] = work;
-        ptx::Barrier& q_full = plan.q_barriers.full[q_at.slot];
-        ptx::arrive_expecting(q_full, any ? C::CONSUMERS * Plan::Query::PANELS * rows * tile::ROW_BYTES : 0);
-        if (any) {
-            for (int c = 0; c < C::CONSUMERS; ++c) {
-                for (int p = 0; p < Plan::Query::PANELS; ++p) {
-                    ptx::load(plan.q[q_at.slot][c].panel(p), params.q, q_full, ptx::Keep::FIRST_OUT,
-                              p * tile::PANEL, work.member, work.row + c * tile::ROWS, work.kv_head, work.batch);
-                }
+        if (index < params.work.total) work = assign<C>(params, index);
+        return work;
+    };
+    for (Assignment work = find(blockIdx.x);;) {
+        const bool any = work.plane >= 0 && work.blocks.size() > 0;
+        const auto load_q = [&](int c) {
+            tile::RingBarriers<C::Q_SLOTS>& barriers = plan.q_barriers[c];
+            ptx::wait(barriers.empty[q_at.slot], q_at.parity ^ 1);
+            plan.assignment[q_at.slot][c] = work;
+            ptx::Barrier& full = barriers.full[q_at.slot];
+            ptx::arrive_expecting(full, any ? Plan::Query::PANELS * rows * tile::ROW_BYTES : 0);
+            if (!any) return;
+            for (int p = 0; p < Plan::Query::PANELS; ++p) {
+                ptx::load(plan.q[q_at.slot][c].panel(p), params.q, full, ptx::Keep::FIRST_OUT, p * tile::PANEL,
+                          work.member, work.row + c * tile::ROWS, work.kv_head, work.batch);
             }
-        }
-        q_at.advance();
-        if (!more) break;
-        // Every block draws until it is refused: `total` draws in all, after which the counter has wrapped to 0.
-        index = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
-        for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
-            int key = block * C::KEYS;
+        };
+        int key = 0;
+        const auto load_k = [&](int block) {
+            key = block * C::KEYS;
             if constexpr (C::LISTS) {
                 key = attn::position_of<C::KEYS>(params.lists, work.list_row, work.steps, block);
                 ptx::wait(plan.k_barriers.empty[at.slot], at.parity ^ 1);
                 plan.first_key[at.slot] = key;
             }
-            ptx::Barrier& k_full = plan.k_barriers.begin_fill(at, Plan::Key::BYTES);
+            ptx::Barrier& full = plan.k_barriers.begin_fill(at, Plan::Key::BYTES);
             for (int p = 0; p < Plan::Key::PANELS; ++p) {
-                ptx::load(plan.k[at.slot].panel(p), params.k, k_full, KEEP, p * tile::PANEL, key, work.kv_head,
+                ptx::load(plan.k[at.slot].panel(p), params.k, full, KEEP, p * tile::PANEL, key, work.kv_head,
                           work.batch);
             }
-            ptx::Barrier& v_full = plan.v_barriers.begin_fill(at, Plan::Value::BYTES);
+        };
+        const auto load_v = [&] {
+            ptx::Barrier& full = plan.v_barriers.begin_fill(at, Plan::Value::BYTES);
             for (int p = 0; p < Plan::Value::PANELS; ++p) {
-                ptx::load(plan.v[at.slot].panel(p), params.v, v_full, KEEP, p * tile::PANEL, key, work.kv_head,
+                ptx::load(plan.v[at.slot].panel(p), params.v, full, KEEP, p * tile::PANEL, key, work.kv_head,
                           work.batch);
             }
             at.advance();
+        };
+        // The first warpgroup may begin before the others have left the last tile.
+        int block = work.blocks.end - 1;
+        load_q(0);
+        if (any) load_k(block);
+        for (int c = 1; c < C::CONSUMERS; ++c) load_q(c);
+        q_at.advance();
+        if (work.plane < 0) break;
+        while (block > work.blocks.begin) {
+            load_v();
+            load_k(--block);
         }
+        // The next tile is drawn and found under the last load, which waits for its slot. Drawn before the first ones it
+        // stood behind this whole tile, and of a causal mask the longest ones behind one another (NOTES.md).
+        // Every block draws until it is refused: `total` draws in all, after which the counter has wrapped to 0.
+        const int drawn = params.work.blocks + atomicInc(params.ticket, params.work.total - 1);
+        const Assignment next = find(drawn);
+        if (any) load_v();
+        work = next;
     }
 }
 
@@ -132,8 +150,8 @@ struct Consumer {
 
     __device__ __forceinline__ void run() {
         for (;; q_at.advance()) {
-            plan.q_barriers.wait_full(q_at);
-            work = plan.assignment[q_at.slot];
+            plan.q_barriers[consumer].wait_full(q_at);
+            work = plan.assignment[q_at.slot][consumer];
             if (work.plane < 0) break;
             first = work.row + consumer * tile::ROWS;
             row = (C::DECODE ? 0 : first) + tile::first_row(thread);
@@ -147,33 +165,60 @@ struct Consumer {
 
     /// Walk the tile's blocks of keys from the right.
     __device__ __forceinline__ void attend() {
-        if (work.blocks.size() == 0) {
+        const attn::Range seen = blocks_seen();
+        int block = work.blocks.end - 1;
+        for (; block >= seen.end; --block) pass();
+        if (seen.size() == 0) {
             release_q();
 #pragma unroll
             for (float& value : out) value = 0.f;
             return;
         }
         const attn::Range whole = blocks_without_mask();
-        int block = work.blocks.end - 1;
         issue_scores();
         draw(block);
         take_scores<0>();
         if (block < whole.begin || block >= whole.end) mask(block);
-        softmax.template update<true>(scores, rescale, params.scale_log2);
+        softmax.template update<C::PARTS>(scores, rescale, params.scale_log2);
         round_weights();
 
         bool accumulate = false;  // the first product with V overwrites
         --block;
         if constexpr (C::HAS_RIGHT || C::LISTS) {
-            for (; block >= attn::max(whole.end, work.blocks.begin); --block) step<true>(block, accumulate);
+            for (; block >= attn::max(whole.end, seen.begin); --block) step<true>(block, accumulate);
         }
-        for (; block >= attn::max(whole.begin, work.blocks.begin); --block) step<false>(block, accumulate);
+        for (; block >= attn::max(whole.begin, seen.begin); --block) step<false>(block, accumulate);
         if constexpr (C::HAS_LEFT && !C::LISTS) {
-            for (; block >= work.blocks.begin; --block) step<true>(block, accumulate);
+            for (; block >= seen.begin; --block) step<true>(block, accumulate);
         }
         release_q();
         issue_out(accumulate);
         take_out();
+        if constexpr (C::HAS_LEFT && !C::LISTS) {
+            for (; block >= work.blocks.begin; --block) pass();
+        }
+    }
+
+    /// Of the tile's blocks those that the warpgroup's own rows touch.
+    __device__ __forceinline__ attn::Range blocks_seen() {
+        const attn::Range none = {work.blocks.begin, work.blocks.begin};
+        if (C::CONSUMERS > 1 && first >= params.band.rows) return none;
+        if (C::CONSUMERS == 1 || C::LISTS) return work.blocks;
+        const int last = attn::min(first + tile::ROWS, params.band.rows) - 1;
+        const attn::Range seen = attn::blocks_touching<C::KEYS>(
+            attn::keys_of_any<C::HAS_LEFT, C::HAS_RIGHT>(params.band, first, last));
+        return seen.size() > 0 ? seen : none;
+    }
+
+    /// Leave a block to the other warpgroups.
+    __device__ __forceinline__ void pass() {
+        plan.k_barriers.wait_full(k_at);
+        plan.v_barriers.wait_full(v_at);
+        __syncwarp();  // every lane has seen it
+        plan.k_barriers.release(k_at, lane);
+        plan.v_barriers.release(v_at, lane);
+        k_at.advance();
+        v_at.advance();
     }
 
     __device__ __forceinline__ attn::Range blocks_without_mask() {
@@ -193,10 +238,10 @@ struct Consumer {
         draw(block);
         take_scores<1>();
         if constexpr (MASKED) mask(block);
-        softmax.template update<MASKED>(scores, rescale, params.scale_log2);
+        const bool rose = softmax.template update<C::PARTS>(scores, rescale, params.scale_log2);
         take_out();
-        attn::scale_rows(out, rescale);
         round_weights();
+        if (rose) attn::scale_rows(out, rescale);
         accumulate = true;
     }
 
@@ -270,7 +315,7 @@ struct Consumer {
 
     __device__ __forceinline__ void release_q() {
         __syncwarp();  // every lane has read the assignment
-        if constexpr (!C::OUT_IN_Q) plan.q_barriers.release(q_at, lane);
+        if constexpr (!C::OUT_IN_Q) plan.q_barriers[consumer].release(q_at, lane);
     }
 
     /// Query of a half's row; of DECODE, whose rows are the group's heads query by query, one past the last for no row.
@@ -292,7 +337,7 @@ struct Consumer {
     /// Divide by the softmax's sum, and write LSE.
     __device__ __forceinline__ void finish() {
         float inverse[tile::HALVES], lse[tile::HALVES];
-        softmax.finish(inverse, lse, params.scale_log2);
+        softmax.finish(inverse, lse);
         if constexpr (C::DROPOUT) {
             for (float& factor : inverse) factor *= 256.f / params.threshold;
         }
@@ -314,7 +359,7 @@ struct Consumer {
         if constexpr (C::OUT_IN_Q) {
             if (thread == 0) ptx::wait_stores_read<0>();
             __syncwarp();
-            plan.q_barriers.release(q_at, lane);
+            plan.q_barriers[consumer].release(q_at, lane);
         }
     }
 
@@ -359,7 +404,7 @@ DEVICE void run(const Params& params) {
 
     if (threadIdx.x == 0) {
         constexpr u32 CONSUMER_WARPS = C::CONSUMERS * C::WARPGROUP / 32;
-        plan.q_barriers.init(CONSUMER_WARPS);
+        for (auto& barriers : plan.q_barriers) barriers.init(C::WARPGROUP / 32);
         plan.k_barriers.init(CONSUMER_WARPS);
         plan.v_barriers.init(CONSUMER_WARPS);
         ptx::publish_barriers();

@@ -40,6 +40,7 @@ struct Config {
     static constexpr bool HAS_LEFT = HAS_LEFT_, HAS_RIGHT = HAS_RIGHT_;
     static constexpr bool DROPOUT = DROPOUT_;
     static constexpr bool OUT_IN_Q = OUT_IN_Q_;  // the output is staged where Q lay, for want of room
+    static constexpr int PARTS = 2;  // of a softmax's step
     static constexpr bool LISTS = LISTS_;        // walk lists of blocks; tiles divide blocks
     // Few queries: the rows of a tile are those of all heads of a group, query by query, and the keys of a tile may be
     // split among blocks of the grid (Flash-Decoding), whose results `merge` combines.
@@ -87,9 +88,9 @@ struct SharedMemoryPlan {
     Value v[C::SLOTS];
     Room<Out, C::OUT_IN_Q ? 0 : C::CONSUMERS> apart;
     Room<DropoutExchange, C::DROPOUT ? C::CONSUMERS : 0> dropout;
-    Assignment assignment[C::Q_SLOTS];  // travels with q
-    int first_key[C::SLOTS];            // travels with k, by LISTS
-    tile::RingBarriers<C::Q_SLOTS> q_barriers;
+    Assignment assignment[C::Q_SLOTS][C::CONSUMERS];  // travels with q
+    int first_key[C::SLOTS];                          // travels with k, by LISTS
+    tile::RingBarriers<C::Q_SLOTS> q_barriers[C::CONSUMERS];
     tile::RingBarriers<C::SLOTS> k_barriers, v_barriers;
 
     __device__ __forceinline__ Out& out(int consumer) {

@@ -4,6 +4,7 @@
 // value 4 g + 2 h + e lies in row 16 w + t / 4 + 8 h and column 8 g + 2 (t % 4) + e.
 #pragma once
 #include "ptx/math.cuh"
+#include "ptx/reduce.cuh"
 #include "ptx/stmatrix.cuh"
 #include "tile/panels.cuh"
 
@@ -47,6 +48,18 @@ DEVICE void store_operand(Panels<ROWS, TARGET_COLS>& target, const u32 (&operand
     }
 }
 
+/// Read a warpgroup's 64 x (16 SLICES) operand: of a panel's rows the first columns, in the order of `to_operand`.
+template <int SLICES, class Source>
+DEVICE void load_operand(u32 (&operand)[4 * SLICES], Source& source, int thread) {
+    const u32 row = first_row(thread);
+#pragma unroll
+    for (int i = 0; i < 4 * SLICES; ++i) {
+        const u32 chunk = i / 4 * 2 + i / 2 % 2;
+        const u8* words = source.panel(chunk / 8) + chunk_offset(row + i % 2 * 8, chunk % 8);
+        operand[i] = reinterpret_cast<const u32*>(words)[thread % 4];
+    }
+}
+
 /// Write a warpgroup's 64 x COLS product, rounded.
 template <class T, int COLS>
 DEVICE void store_fragment(Panels<ROWS, COLS>& target, const float (&values)[accumulators(COLS)], int thread) {
@@ -67,6 +80,12 @@ DEVICE void store_floats(Floats& target, const float (&values)[accumulators(PANE
         reinterpret_cast<float4*>(target.values[g])[thread] =
             make_float4(values[4 * g], values[4 * g + 1], values[4 * g + 2], values[4 * g + 3]);
     }
+}
+
+/// Add to global memory, to which others add too.
+DEVICE void add_floats(Floats& target, const float (&values)[accumulators(PANEL)], int thread) {
+#pragma unroll
+    for (int g = 0; g < PANEL / 8; ++g) ptx::reduce_add(&target.values[g][4 * thread], &values[4 * g]);
 }
 
 DEVICE void load_floats(float (&values)[accumulators(PANEL)], const Floats& source, int thread) {

@@ -34,12 +34,16 @@ struct Operand {
 };
 constexpr u32 OPERAND_HIGH = 1u << 30 | SWIZZLE_ROWS * ROW_BYTES >> 4;
 
+/// Where an operand starts. In a cluster an address, of a block's own memory too, has the block's rank in bits 24 and up,
+/// which would be added to the leading stride.
+DEVICE u32 start_of(const void* tile) { return ptx::shared_address(tile) >> 4 & 0x3FFF; }
+
 /// Operand whose depth is contiguous (Q and K of S = Q K^T). The leading stride has no meaning here.
-DEVICE Operand along_rows(const void* tile) { return {ptx::opaque((ptx::shared_address(tile) >> 4) | 1u << 16)}; }
+DEVICE Operand along_rows(const void* tile) { return {ptx::opaque(start_of(tile) | 1u << 16)}; }
 
 /// Operand whose M or N is contiguous (V of O = P V), beyond 64 of them in panels `panel_bytes` apart.
 DEVICE Operand along_columns(const void* tile, u32 panel_bytes) {
-    return {ptx::opaque((ptx::shared_address(tile) >> 4) | panel_bytes >> 4 << 16)};
+    return {ptx::opaque(start_of(tile) | panel_bytes >> 4 << 16)};
 }
 
 /// Steps, in bytes, to the k-th slice of 16 along the depth of an operand.

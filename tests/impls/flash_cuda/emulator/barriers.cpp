@@ -76,10 +76,9 @@ const char* const NAMES[16] = {
     "named barrier 12", "named barrier 13", "named barrier 14", "named barrier 15",
 };
 
-void meet_named(std::uint32_t id, std::uint32_t threads) {
-    NamedBarrier& barrier = current->block->named[id];
+void meet_named(NamedBarrier& barrier, const char* name, std::uint32_t threads) {
     if (!barrier.arrived.empty() && barrier.threads != threads) {
-        fail("%s of %u threads, which others take to be of %u", NAMES[id], threads, barrier.threads);
+        fail("%s of %u threads, which others take to be of %u", name, threads, barrier.threads);
     }
     barrier.threads = threads;
     const std::uint32_t generation = barrier.generation;
@@ -89,7 +88,7 @@ void meet_named(std::uint32_t id, std::uint32_t threads) {
     } else {
         while (barrier.generation == generation) {
             barrier.waiting.push_back(current);
-            block_current(NAMES[id]);
+            block_current(name);
         }
     }
 }
@@ -105,13 +104,37 @@ void sync_block() {
     CALLED;
     NamedBarrier& all = current->block->named[0];
     if (!all.arrived.empty()) all.threads = current->block->alive;  // some may have ended since
-    meet_named(0, current->block->alive);
+    meet_named(all, NAMES[0], current->block->alive);
+}
+
+namespace {
+
+unsigned alive_in_cluster(const Block& block) {
+    unsigned alive = 0;
+    for (const Block* other : block.cluster) alive += other->alive;
+    return alive;
+}
+
+}  // namespace
+
+void sync_cluster() {
+    CALLED;
+    NamedBarrier& all = current->block->cluster[0]->whole_cluster;
+    const unsigned alive = alive_in_cluster(*current->block);
+    if (!all.arrived.empty()) all.threads = alive;
+    meet_named(all, "barrier.cluster", alive);
+}
+
+void complete_without_ended(Block& block) {
+    NamedBarrier &own = block.named[0], &all = block.cluster[0]->whole_cluster;
+    if (!own.arrived.empty() && own.arrived.size() == block.alive) complete(own);
+    if (!all.arrived.empty() && all.arrived.size() == alive_in_cluster(block)) complete(all);
 }
 
 void sync_named(std::uint32_t id, std::uint32_t threads) {
     CALLED;
     check_named(id, threads);
-    meet_named(id, threads);
+    meet_named(current->block->named[id], NAMES[id], threads);
 }
 
 namespace {
@@ -137,7 +160,7 @@ void complete_if_due(Barrier& barrier) {
     barrier.phase ^= 1;
     barrier.pending = barrier.arrivals;
     ++barrier.completed;
-    barrier.gathering = advanced(barrier.gathering, machine.launch.threads + barrier.index, barrier.completed);
+    barrier.gathering = advanced(barrier.gathering, barrier.who, barrier.completed);
     barrier.clock = barrier.gathering;
     wake(barrier.waiting);
 }
@@ -155,17 +178,18 @@ void barrier_init(Address address, std::uint32_t arrivals) {
     if (block.barriers.size() == MAX_BARRIERS) fail("more than %u barriers", MAX_BARRIERS);
     Barrier barrier{};
     barrier.arrivals = barrier.pending = arrivals;
-    barrier.index = block.barriers.size();
+    barrier.who = block.rank * machine.launch.block_clock() + machine.launch.threads + block.barriers.size();
     barrier.initialiser = current->place.thread.x;
     barrier.fences = current->fences;
     barrier.clock = barrier.gathering = clock_of(*current);
     block.barriers[address] = barrier;
 }
 
-void barrier_arrive(Address address, std::uint32_t bytes, bool expects) {
-    CALLED;
+namespace {
+
+void arrive_at(Block& block, Address address, std::uint32_t bytes, bool expects) {
     give_way();
-    Barrier& barrier = barrier_at(*current->block, address);
+    Barrier& barrier = barrier_at(block, address);
     if (expects) barrier.bytes += bytes;
     if (barrier.bytes >= 1 << 20) fail("a barrier cannot wait for %lld bytes", static_cast<long long>(barrier.bytes));
     if (barrier.pending == 0) fail("more arrivals than the %u of the barrier's phase", barrier.arrivals);
@@ -173,6 +197,35 @@ void barrier_arrive(Address address, std::uint32_t bytes, bool expects) {
     barrier.gathering = joined(barrier.gathering, clock_of(*current));
     ++current->now;
     complete_if_due(barrier);
+}
+
+}  // namespace
+
+void barrier_arrive(Address address, std::uint32_t bytes, bool expects) {
+    CALLED;
+    arrive_at(*current->block, address, bytes, expects);
+}
+
+void arrive_remote(Address address) {
+    CALLED;
+    Block& block = block_of(address);
+    arrive_at(block, address, 0, false);
+}
+
+std::uint32_t cluster_rank() { return current->block->rank; }
+
+Address remote_address(Address address, std::uint32_t rank) {
+    CALLED;
+    if (rank >= machine.launch.cluster) fail("block %u of a cluster of %u", rank, machine.launch.cluster);
+    return (address & OFFSET_BITS) | rank << RANK_SHIFT;
+}
+
+Block& block_of(Address address) {
+    const unsigned rank = address >> RANK_SHIFT;
+    if (rank >= machine.launch.cluster) fail("0x%x is no address in the cluster", address);
+    Block& block = *current->block->cluster[rank];
+    if (!block.alive) fail("block %u of the cluster has ended", rank);
+    return block;
 }
 
 void arrive_bytes(Block& block, Address address, std::uint32_t bytes) {

@@ -5,7 +5,7 @@
 
 namespace emulator {
 
-Clock clock_of(const Fiber& fiber) { return advanced(fiber.known, fiber.place.thread.x, fiber.now); }
+Clock clock_of(const Fiber& fiber) { return advanced(fiber.known, fiber.who, fiber.now); }
 
 Clock advanced(const Clock& clock, unsigned who, std::uint32_t when) {
     auto copy = std::make_shared<std::vector<std::uint32_t>>(*clock);
@@ -35,7 +35,7 @@ void meet_clocks(const Fibers& fibers) {
         before = &fiber->known;
     }
     auto met = std::make_shared<std::vector<std::uint32_t>>(*all);
-    for (const Fiber* fiber : fibers) (*met)[fiber->place.thread.x] = fiber->now;
+    for (const Fiber* fiber : fibers) (*met)[fiber->who] = fiber->now;
     for (Fiber* fiber : fibers) {
         fiber->known = met;
         ++fiber->now;

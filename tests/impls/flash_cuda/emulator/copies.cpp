@@ -74,7 +74,7 @@ void each_chunk(Address tile, std::uint32_t offset, std::uint32_t bytes, Move mo
 
 void load_later(Address target, std::uint32_t bytes, Address barrier, std::function<void(Block&)> write) {
     Block& block = *current->block;
-    note_load(target, bytes, barrier_at(block, barrier));
+    note_load(block, target, bytes, barrier_at(block, barrier));
     ++block.loads;
     give_way();
     auto event = std::make_shared<Happening>();
@@ -82,6 +82,29 @@ void load_later(Address target, std::uint32_t bytes, Address barrier, std::funct
         write(block);
         --block.loads;
         arrive_bytes(block, barrier, bytes);
+    };
+    happen_later(std::move(event));
+}
+
+/// Into another block of the cluster, where who sees it arrive comes after all that the running thread has done or seen
+/// done (its complete-tx is a release at cluster scope). `send`: what to write there, when it happens.
+void send_later(Address target, std::uint32_t bytes, Address barrier, std::function<Bytes(Block& from)> send) {
+    Block &from = *current->block, &to = block_of(target);
+    if (&block_of(barrier) != &to) fail("a copy to one block of the cluster counts on a barrier of another");
+    note_load(to, target, bytes, barrier_at(to, barrier));
+    ++from.loads;
+    ++to.loads;
+    const Clock sent = clock_of(*current);
+    ++current->now;
+    give_way();
+    auto event = std::make_shared<Happening>();
+    event->act = [&from, &to, target, bytes, barrier, sent, send = std::move(send)] {
+        std::memcpy(at(target, bytes, to, "copy"), send(from).data(), bytes);
+        --from.loads;
+        --to.loads;
+        Barrier& arrived = barrier_at(to, barrier);
+        arrived.gathering = joined(arrived.gathering, sent);
+        arrive_bytes(to, barrier, bytes);
     };
     happen_later(std::move(event));
 }
@@ -140,6 +163,29 @@ void load_bytes(Address target, const void* source, std::uint32_t bytes, Address
     check_run(target, source, bytes);
     load_later(target, bytes, barrier,
                [=](Block& block) { std::memcpy(at(target, bytes, block, "copy"), source, bytes); });
+}
+
+void store_remote(Address target, std::uint32_t value, Address barrier) {
+    CALLED;
+    send_later(target, sizeof value, barrier, [value](Block&) {
+        Bytes bytes(sizeof value);
+        std::memcpy(bytes.data(), &value, sizeof value);
+        return bytes;
+    });
+}
+
+void copy_remote(Address target, Address source, std::uint32_t bytes, Address barrier) {
+    CALLED;
+    if (target % 16 || source % 16 || bytes % 16 || bytes == 0) {
+        fail("a copy of %u bytes from shared address 0x%x to 0x%x: all must be multiples of 16", bytes, source, target);
+    }
+    note_copied(source, bytes, barrier_at(block_of(barrier), barrier));
+    send_later(target, bytes, barrier, [source, bytes, then = bytes_at(*current->block, source, bytes)](Block& from) {
+        if (bytes_at(from, source, bytes) != then) {
+            fail("race: shared address 0x%x was overwritten before it was copied to another block", source);
+        }
+        return then;
+    });
 }
 
 void store_tile(const void* map, Address source, int rank, const int* coordinates) {

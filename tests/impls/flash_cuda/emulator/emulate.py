@@ -187,6 +187,7 @@ class EmulatedKernel:
     name: str
     path: Path
     loaded: ctypes.PyDLL
+    cluster: int
 
     def launch(self, grid: int, threads: int, params: bytes, stream: int, shared: int = SHARED_BYTES) -> None:
         """One launch, done when this returns. EmulationError with what is wrong, and where."""
@@ -200,7 +201,7 @@ class EmulatedKernel:
         seed = self.emulation.next_seed()
         error = run(
             getattr(self.loaded, f"emulated_{self.name}"), params, grid, threads, shared, resident,
-            ctypes.c_uint64(seed),
+            self.cluster, ctypes.c_uint64(seed),
         )  # fmt: skip
         if error is not None:
             text = located(error.decode(), self.path)
@@ -223,7 +224,10 @@ class Emulation:
 
     def load(self, source: str, name: str, device: int, shared: int = SHARED_BYTES) -> EmulatedKernel:
         """Stands in for `driver.load`."""
-        return EmulatedKernel(self, name, *library(source, self.csrc))
+        clusters = re.search(
+            rf"__cluster_dims__\((\d+), 1, 1\) __launch_bounds__\([^)]*\)\s+{name}\(", source
+        )
+        return EmulatedKernel(self, name, *library(source, self.csrc), int(clusters[1]) if clusters else 1)
 
     def stand_ins(self) -> dict[str, Any]:
         """What takes the place of which name of `driver` and `scope`, in the modules that import it."""

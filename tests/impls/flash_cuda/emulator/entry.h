@@ -3,16 +3,18 @@
 #include "cuda.h"
 
 extern "C" const char* emulator_launch(void (*kernel)(const void*), const void* params, unsigned grid, unsigned threads,
-                                       unsigned shared_bytes, unsigned resident, std::uint64_t seed);
+                                       unsigned shared_bytes, unsigned resident, unsigned cluster,
+                                       std::uint64_t seed);
 extern "C" void emulator_fixed_memory(void* begin, void* end);
 
 // From the linker: what begins as 0.
 extern "C" __attribute__((visibility("hidden"))) char __bss_start[], _end[];
 
 extern "C" const char* emulator_run(void (*kernel)(const void*), const void* params, unsigned grid, unsigned threads,
-                                    unsigned shared_bytes, unsigned resident, std::uint64_t seed) {
+                                    unsigned shared_bytes, unsigned resident, unsigned cluster,
+                                    std::uint64_t seed) {
     emulator_fixed_memory(__bss_start, _end);
-    return emulator_launch(kernel, params, grid, threads, shared_bytes, resident, seed);
+    return emulator_launch(kernel, params, grid, threads, shared_bytes, resident, cluster, seed);
 }
 
 template <class Params>

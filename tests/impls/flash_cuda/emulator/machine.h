@@ -41,6 +41,14 @@ void barrier_arrive(Address barrier, std::uint32_t bytes, bool expects);
 void barrier_wait(Address barrier, std::uint32_t parity);
 bool barrier_done(Address barrier, std::uint32_t parity);
 
+// Clusters: blocks that reach into each other's shared memory.
+std::uint32_t cluster_rank();
+Address remote_address(Address address, std::uint32_t rank);
+void sync_cluster();
+void arrive_remote(Address barrier);
+void store_remote(Address target, std::uint32_t value, Address barrier);
+void copy_remote(Address target, Address source, std::uint32_t bytes, Address barrier);
+
 // Copies.
 /// A tensor as cuTensorMapEncodeTiled is told of it, in the place of what it makes of that. emulate.py packs it.
 struct TensorMap {

@@ -31,7 +31,7 @@ std::uint8_t* arenas() {
 std::uintptr_t arenas_begin = 0, fixed_begin = 0, fixed_size = 0;
 
 Region* region_of(Address address, Block& block) {
-    return address < FIXED ? &block.dynamic : &block.fixed;
+    return (address & OFFSET_BITS) < FIXED ? &block.dynamic : &block.fixed;
 }
 
 /// Call with every granule that a range touches, and the words of it, a bit for each.
@@ -53,9 +53,14 @@ void check_range(const Region& region, Address address, std::uint32_t bytes, con
 }
 
 std::string name_of(const Access& access) {
-    const unsigned threads = machine.launch.threads;
-    if (access.who >= threads) return "a copy into it (barrier " + std::to_string(access.who - threads) + " of the block)";
-    return std::string(access.writes ? "the write" : "the read") + " of thread " + std::to_string(access.who);
+    const unsigned threads = machine.launch.threads, each = machine.launch.block_clock(), who = access.who % each;
+    std::string name;
+    if (who < threads) {
+        name = std::string(access.writes ? "the write" : "the read") + " of thread " + std::to_string(who);
+    } else {
+        name = std::string(access.writes ? "a copy into it" : "a copy of it") + " (barrier " + std::to_string(who - threads) + " of the block)";
+    }
+    return machine.launch.cluster > 1 ? name + " of the cluster's block " + std::to_string(access.who / each) : name;
 }
 
 [[noreturn]] void report_race(const Access& before, Address address, const char* what) {
@@ -87,14 +92,14 @@ void add(History& history, const Access& access, Address address, const char* wh
 
 void write_seen(Region& region, Address address, std::uint32_t bytes) {
     each_granule(region, address, bytes, [&](History& history, std::uint8_t words) {
-        add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, true, current->now, current->fences},
+        add(history, {static_cast<std::uint16_t>(current->who), words, true, current->now, current->fences},
             address, "writes");
     });
 }
 
 void read_seen(Region& region, Address address, std::uint32_t bytes) {
     each_granule(region, address, bytes, [&](History& history, std::uint8_t words) {
-        add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, false, current->now, 0}, address,
+        add(history, {static_cast<std::uint16_t>(current->who), words, false, current->now, 0}, address,
             "reads");
     });
 }
@@ -104,9 +109,11 @@ void read_seen(Region& region, Address address, std::uint32_t bytes) {
 void check_start(const History& history, Address address, std::uint8_t words, const char* what) {
     for (const Access& before : history.accesses) {
         if (!before.writes || !(before.words & words)) continue;
-        if (before.who < machine.launch.threads && current->block->fibers[before.who].fences == before.fences) {
+        const unsigned each = machine.launch.block_clock(), thread = before.who % each;
+        if (thread < machine.launch.threads &&
+            current->block->cluster[before.who / each]->fibers[thread].fences == before.fences) {
             fail("%s shared address 0x%x, which thread %u wrote without a proxy fence since (fence.proxy.async)", what,
-                 address, unsigned{before.who});
+                 address, thread);
         }
         if (!knows(*current, before)) report_race(before, address, what);
     }
@@ -144,9 +151,10 @@ void begin_memory(Block& block, unsigned slot) {
         region.granules.assign((region.size + GRANULE - 1) / GRANULE, {});
         std::memset(region.base, 0xFF, region.size);  // NaN
     };
-    block.dynamic = {arenas() + std::size_t{slot} * SLOT + MARGIN, machine.launch.shared_bytes, FIRST, {}};
+    const Address rank = block.rank << RANK_SHIFT;
+    block.dynamic = {arenas() + std::size_t{slot} * SLOT + MARGIN, machine.launch.shared_bytes, rank | FIRST, {}};
     fill(block.dynamic);
-    const Address fixed_address = FIXED + fixed_begin % 1024;  // as aligned as it is
+    const Address fixed_address = rank | (FIXED + fixed_begin % 1024);  // as aligned as it is
     block.fixed = {reinterpret_cast<std::uint8_t*>(fixed_begin), static_cast<std::uint32_t>(fixed_size), fixed_address, {}};
     fill(block.fixed);
 }
@@ -175,21 +183,29 @@ void start_async_read(Address address, std::uint32_t bytes, const char* what) {
 
 void end_async_read(Address address, std::uint32_t bytes, const char* what) {
     each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
-        add(history, {static_cast<std::uint16_t>(current->place.thread.x), words, false, current->now, 0}, address, what);
+        add(history, {static_cast<std::uint16_t>(current->who), words, false, current->now, 0}, address, what);
     });
 }
 
-void note_load(Address address, std::uint32_t bytes, const Barrier& barrier) {
-    std::uint8_t* target = at(address, bytes, *current->block, "a copy into");
-    if (current->block->fibers[barrier.initialiser].fences == barrier.fences) {
+void note_load(Block& block, Address address, std::uint32_t bytes, const Barrier& barrier) {
+    std::uint8_t* target = at(address, bytes, block, "a copy into");
+    if (block.fibers[barrier.initialiser].fences == barrier.fences) {
         fail("a copy counts on a barrier that thread %u initialised without a fence since", barrier.initialiser);
     }
-    const auto who = static_cast<std::uint16_t>(machine.launch.threads + barrier.index);
-    each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
+    const auto who = static_cast<std::uint16_t>(barrier.who);
+    each_granule(*region_of(address, block), address, bytes, [&](History& history, std::uint8_t words) {
         check_start(history, address, words, "a copy writes");
         add(history, {who, words, true, barrier.completed + 1, 0}, address, "a copy writes");
     });
     std::memset(target, 0xFF, bytes);  // it may come at once, piece by piece: nothing there can be relied on
+}
+
+void note_copied(Address address, std::uint32_t bytes, const Barrier& barrier) {
+    start_async_read(address, bytes, "a copy reads");
+    each_granule(*region_of(address, *current->block), address, bytes, [&](History& history, std::uint8_t words) {
+        add(history, {static_cast<std::uint16_t>(barrier.who), words, false, barrier.completed + 1, 0}, address,
+            "a copy reads");
+    });
 }
 
 void begin_store(Address address, std::uint32_t bytes) {

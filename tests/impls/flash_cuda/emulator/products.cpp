@@ -57,7 +57,7 @@ void take(std::vector<std::uint16_t>& tile, std::uint64_t descriptor, bool trans
         for (int c = 0; c < inner; c += CHUNK) {
             const int i = transposed ? c : o, k = transposed ? o : c;
             const Address plain = transposed ? matrix.along_columns(first + i, k) : matrix.along_rows(first + i, k);
-            const Address address = swizzled(plain);
+            const Address address = swizzled(plain) | block.rank << RANK_SHIFT;  // of which a descriptor has nothing
             std::uint16_t chunk[CHUNK];
             std::memcpy(chunk, at(address, GRANULE, block, what), GRANULE);
             starts ? start_async_read(address, GRANULE, what) : end_async_read(address, GRANULE, what);

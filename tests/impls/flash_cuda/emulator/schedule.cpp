@@ -87,14 +87,15 @@ void make_ready(Fiber& fiber) {
     fiber.warp->ready |= 1u << fiber.lane;
 }
 
-void start_block(unsigned slot) {
+void start_block(unsigned slot, unsigned rank) {
     auto block = std::make_unique<Block>();
     const Launch& launch = machine.launch;
     block->index = machine.next_block++;
     block->slot = slot;
+    block->rank = rank;
     block->alive = launch.threads;
     begin_memory(*block, slot);
-    const auto nothing = std::make_shared<std::vector<std::uint32_t>>(launch.threads + MAX_BARRIERS);
+    const auto nothing = std::make_shared<std::vector<std::uint32_t>>(launch.cluster * launch.block_clock());
     for (unsigned t = 0; t < launch.threads; ++t) {
         if (t % WARP == 0) {
             Warp& warp = block->warps.emplace_back();
@@ -107,11 +108,24 @@ void start_block(unsigned slot) {
         fiber.block = block.get();
         fiber.warp = &block->warps.back();
         fiber.lane = t % WARP;
+        fiber.who = rank * launch.block_clock() + t;
         fiber.known = nothing;
         fiber.stack = stack_of(slot * launch.threads + t);
         make_ready(fiber);
     }
     machine.blocks.push_back(std::move(block));
+}
+
+/// The next blocks of the grid, in slots that are free.
+void start_cluster() {
+    std::vector<Block*> started;
+    for (unsigned rank = 0; rank < machine.launch.cluster; ++rank) {
+        unsigned slot = 0;
+        while (std::any_of(machine.blocks.begin(), machine.blocks.end(), [&](auto& b) { return b->slot == slot; })) ++slot;
+        start_block(slot, rank);
+        started.push_back(machine.blocks.back().get());
+    }
+    for (Block* block : started) block->cluster = started;
 }
 
 void end_block(Block& block) {
@@ -179,11 +193,7 @@ void run_blocks() {
     const Launch& launch = machine.launch;
     unsigned idle = 0;
     for (;;) {
-        while (machine.blocks.size() < launch.resident && machine.next_block < launch.grid) {
-            unsigned slot = 0;
-            while (std::any_of(machine.blocks.begin(), machine.blocks.end(), [&](auto& b) { return b->slot == slot; })) ++slot;
-            start_block(slot);
-        }
+        while (machine.blocks.size() + launch.cluster <= launch.resident && machine.next_block < launch.grid) start_cluster();
         if (machine.blocks.empty()) break;
         if (machine.haste && machine.draw(machine.haste) == 0) land_event();
         if (machine.draw(256) == 0) wake_pollers();
@@ -201,13 +211,13 @@ void run_blocks() {
             next->warp->ready &= ~(1u << next->lane);
             machine.progress = true;
             Block& block = *next->block;
-            if (--block.alive == 0) {
-                end_block(block);
-                std::erase_if(machine.blocks, [&](auto& b) { return b.get() == &block; });
-            } else {
-                // The whole block's barrier counts who is left.
-                NamedBarrier& all = block.named[0];
-                if (all.arrived.size() == block.alive) complete(all);
+            --block.alive;
+            complete_without_ended(block);
+            if (block.alive == 0) end_block(block);
+            const std::vector<Block*> cluster = block.cluster;
+            if (std::all_of(cluster.begin(), cluster.end(), [](Block* b) { return b->alive == 0; })) {
+                const unsigned first = cluster.front()->index;
+                std::erase_if(machine.blocks, [&](auto& b) { return b->index - first < cluster.size(); });
             }
         }
     }
@@ -281,10 +291,11 @@ void happen_now(const Event& event) {
 
 /// One launch, called from Python. Returns null, or what went wrong; {0x...} is an offset into the kernel's library.
 extern "C" const char* emulator_launch(void (*kernel)(const void*), const void* params, unsigned grid, unsigned threads,
-                                       unsigned shared_bytes, unsigned resident, std::uint64_t seed) {
+                                       unsigned shared_bytes, unsigned resident, unsigned cluster,
+                                       std::uint64_t seed) {
     using namespace emulator;
     machine.random.seed(seed);
-    machine.launch = {kernel, params, grid, threads, shared_bytes, resident};
+    machine.launch = {kernel, params, grid, threads, shared_bytes, std::max(resident, cluster), cluster};
     machine.blocks.clear();
     machine.events.clear();
     machine.next_block = 0;
@@ -293,7 +304,10 @@ extern "C" const char* emulator_launch(void (*kernel)(const void*), const void* 
     machine.haste = tempers[machine.draw(4)];
     machine.error.clear();
     current = nullptr;
-    if (_setjmp(machine.failed) == 0) run_blocks();
+    if (_setjmp(machine.failed) == 0) {
+        if (grid % cluster) fail("a grid of %u blocks in clusters of %u", grid, cluster);
+        run_blocks();
+    }
     current = nullptr;
     return machine.error.empty() ? nullptr : machine.error.c_str();
 }

@@ -24,7 +24,7 @@ struct Warp;
 
 using Fibers = std::vector<Fiber*>;
 
-/// How far each thread of a block, and each barrier's copies, have come by what somebody knows: a vector clock (Lamport
+/// How far each thread of a cluster, and each barrier's copies, have come by what somebody knows: a vector clock (Lamport
 /// 1978; Mattern 1989). Threads that came together share one.
 using Clock = std::shared_ptr<const std::vector<std::uint32_t>>;
 
@@ -57,6 +57,7 @@ struct Fiber {
     Block* block;
     Warp* warp;
     unsigned lane;
+    unsigned who;  // in clocks
     State state = State::READY;
     jmp_buf context;
     bool started = false;
@@ -116,7 +117,7 @@ struct Warp {
 
 /// An access to some words of a granule of shared memory.
 struct Access {
-    std::uint16_t who;  // a thread, or behind the threads a barrier whose copies wrote
+    std::uint16_t who;  // of a block's part of a clock a thread, or behind the threads a barrier: its copies
     std::uint8_t words;  // a bit for each
     bool writes;
     std::uint32_t when;  // by the clock of who
@@ -140,7 +141,7 @@ struct Barrier {
     std::uint32_t arrivals, pending;
     std::int64_t bytes = 0;
     std::uint32_t phase = 0;
-    unsigned index = 0;          // in the block
+    unsigned who = 0;            // in clocks
     unsigned initialiser = 0;    // thread, and its proxy fences before
     std::uint32_t fences = 0;
     std::uint32_t completed = 0;  // phases
@@ -154,12 +155,14 @@ struct NamedBarrier {
 };
 
 struct Block {
-    unsigned index;
+    unsigned index, rank;         // in the grid, in the cluster
+    std::vector<Block*> cluster;  // by rank; they stay until all have ended
+    NamedBarrier whole_cluster;   // of the first one
     Region dynamic, fixed;  // shared memory: of the launch, and declared in functions
     std::deque<Fiber> fibers;
     std::deque<Warp> warps;
     unsigned alive;
-    unsigned loads = 0;  // under way
+    unsigned loads = 0;  // under way, and copies to other blocks
     std::unordered_map<Address, Barrier> barriers;
     NamedBarrier named[16];
     unsigned slot;
@@ -168,7 +171,10 @@ struct Block {
 struct Launch {
     void (*kernel)(const void*);
     const void* params;
-    unsigned grid, threads, shared_bytes, resident;
+    unsigned grid, threads, shared_bytes, resident, cluster;
+
+    /// Of clocks, what belongs to one block.
+    unsigned block_clock() const { return threads + MAX_BARRIERS; }
 };
 
 struct Machine {
@@ -201,6 +207,10 @@ void give_way();
 void happen_later(Event event);
 void happen_now(const Event& event);
 
+/// Within a cluster a shared address, a block's own too, has the block's rank above the offset. Matrix descriptors do not.
+constexpr unsigned RANK_SHIFT = 24;
+constexpr Address OFFSET_BITS = (1u << RANK_SHIFT) - 1;
+
 /// The 128-byte swizzle: bits 4 to 6 of a shared address, by bits 7 to 9.
 inline Address swizzled(Address address) { return address ^ (address >> 7 & 7) << 4; }
 
@@ -215,7 +225,9 @@ void note_read(Address address, std::uint32_t bytes);
 void start_async_read(Address address, std::uint32_t bytes, const char* what);
 void end_async_read(Address address, std::uint32_t bytes, const char* what);
 /// A copy that writes; its place is known to be written when the barrier's running phase is complete.
-void note_load(Address address, std::uint32_t bytes, const Barrier& barrier);
+void note_load(Block& block, Address address, std::uint32_t bytes, const Barrier& barrier);
+/// A copy that reads until then.
+void note_copied(Address address, std::uint32_t bytes, const Barrier& barrier);
 void begin_store(Address address, std::uint32_t bytes);
 void end_store(Address address, std::uint32_t bytes);
 
@@ -226,11 +238,15 @@ Clock advanced(const Clock& clock, unsigned who, std::uint32_t when);
 /// These threads have met.
 void meet_clocks(const Fibers& fibers);
 inline bool knows(const Fiber& fiber, const Access& access) {
-    return access.who == fiber.place.thread.x || (*fiber.known)[access.who] >= access.when;
+    return access.who == fiber.who || (*fiber.known)[access.who] >= access.when;
 }
 
 // barriers.cpp
 void complete(NamedBarrier& barrier);
+/// Completes the barriers of all threads that only wait for some that have ended.
+void complete_without_ended(Block& block);
+/// The block of the running thread's cluster that an address is of.
+Block& block_of(Address address);
 Barrier& barrier_at(Block& block, Address barrier);
 void arrive_bytes(Block& block, Address barrier, std::uint32_t bytes);
 /// Lanes of `mask` come together; the last one calls `act`. Returns every lane's value, until its next meeting.
