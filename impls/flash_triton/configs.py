@@ -18,6 +18,10 @@ HOPPER_WHEREVER_POSSIBLE = False
 """Choose the Hopper kernels also where a portable one is faster: for tests on hardware, whose problems are small."""
 
 
+FUSED_WHEREVER_POSSIBLE = False
+"""Sum dQ in the dK/dV kernel also at head_dim 256, where that is predicted faster and not yet measured (NOTES.md)."""
+
+
 @dataclass(frozen=True)
 class Device:
     """What tile choice needs to know of a device. capability (0, 0) means unknown: an AMD GPU, or the interpreter."""
@@ -170,8 +174,15 @@ def backward_config(device: Device, shape: Shape, deterministic: bool) -> Backwa
         fit(dq, shape),
         planes_per_wave=_planes_per_wave(shape, shape.batch * shape.heads, backward=True),
         heavy_last=shape.causal,
-        hopper=None if deterministic and hopper and hopper.fused else hopper,
+        hopper=_repeatable(hopper, shape) if deterministic else hopper,
     )
+
+
+def _repeatable(hopper: HopperBackward | None, shape: Shape) -> HopperBackward | None:
+    """The same without sums of dQ in memory, whose order differs from call to call, if there is such a kernel."""
+    if hopper is None or not hopper.fused:
+        return hopper
+    return replace(hopper, fused=False) if wide(shape.head_dim) else None
 
 
 def _forward_tile(device: Device, shape: Shape) -> Tile:
@@ -197,6 +208,11 @@ def _forward_tile(device: Device, shape: Shape) -> Tile:
         # Ada, consumer Ampere and unknown devices: at most 99 (64) KB of shared memory (predicted).
         tile = Tile(128, 64, 4, 2) if d <= 64 else Tile(64, 32, 4, 2) if d <= 128 else Tile(64, 16, 4, 1)
     return fit(tile, shape)
+
+
+def wide(head_dim: int) -> bool:
+    """Whether dK and dV of 64 keys fill the registers of a warpgroup each, so that a program has no more keys."""
+    return head_dim > 128
 
 
 def specialisable(device: Device, shape: Shape) -> bool:
@@ -249,11 +265,11 @@ def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
     elif shape.head_dim == 256:
         # n 8192: 281 full, 284 causal, portable 231, 205. n 1024: 251, 211, portable 199, 146. n 512: 175, 139,
         # portable 143, 117.
-        chosen = HopperBackward(64, 2, False)
+        chosen = HopperBackward(64, 2, FUSED_WHEREVER_POSSIBLE)
         faster = True
     else:
         return None
-    fits = divide(shape, chosen.block_m, 128 if chosen.fused else 64)
+    fits = divide(shape, chosen.block_m, 64 if wide(shape.head_dim) else 128)
     return chosen if fits and (faster or HOPPER_WHEREVER_POSSIBLE) else None
 
 

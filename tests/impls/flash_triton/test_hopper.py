@@ -14,6 +14,7 @@ H200 = configs.Device((9, 0), 132)
 @pytest.fixture
 def specialised(monkeypatch):
     monkeypatch.setattr(configs, "HOPPER_WHEREVER_POSSIBLE", True)
+    monkeypatch.setattr(configs, "FUSED_WHEREVER_POSSIBLE", True)
     launch.forget_plans()
     yield
     launch.forget_plans()
@@ -71,8 +72,9 @@ def test_a_backward_is_specialised_only_where_that_is_faster(head_dim, seqlen, c
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_a_deterministic_backward_adds_to_nothing_in_memory(specialised, head_dim):
     posed = shape(head_dim=head_dim, head_dim_v=head_dim)
+    assert configs.backward_config(H200, posed, False).hopper.fused
     config = configs.backward_config(H200, posed, True)
-    assert config.hopper is None or not config.hopper.fused
+    assert config.hopper == (configs.HopperBackward(64, 2, False) if head_dim == 256 else None)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,21 @@ def test_block_lists(specialised, make, wrong, head_dim, window, lead, seqlen_q,
     problem.visible = (problem.visible & partial) | whole
     mask = flash_api.BlockMask.from_dense(blocks, full=full)
     assert wrong(problem, flash_attention, window=window, block_mask=mask) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [(None, None), (None, 0), (100, 30)], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_wide_heads_with_a_kernel_for_dq(specialised, make, wrong, monkeypatch, window, p):
+    """What a deterministic backward runs at head_dim 256; the other tests run the fused kernel there."""
+    need_hopper()
+    state = torch.tensor([5, 11], dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(call, "draw_dropout_state", lambda device: state)
+    problem = make(300, 500, 4, 2, 256, batch=2, dtype=torch.bfloat16, left=window[0], right=window[1])
+    keep = flash_api.dropout_keep_mask(5, 11, 2, 4, 300, 500, p, device="cuda")
+    dropped = (keep, 1 - flash_api.dropout_effective_p(p)) if p else ()
+    asked = {"window": window, "dropout_p": p, "deterministic": True}
+    assert wrong(problem, flash_attention, dropped=dropped, **asked) == []
 
 
 @pytest.mark.gpu
