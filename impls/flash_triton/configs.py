@@ -229,13 +229,12 @@ def divide(shape: Shape, rows: int, keys: int) -> bool:
 def _hopper(device: Device, shape: Shape) -> Hopper | None:
     if not specialisable(device, shape):
         return None
+    chosen: Hopper | None
     if shape.head_dim == 64:
-        # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. That one
-        # wins under a causal mask (450 for 441) and on short rows (n 1024: 404 for 370, causal 295 for 221): lines
-        # 1 / rate = a + b / n through both lengths cross at n 2200. Its 192 rows divide no usual block. Under dropout
-        # 128 keys would spill (compiler's report).
-        slower = (shape.banded or shape.seqlen_k <= 2048) and not HOPPER_WHEREVER_POSSIBLE
-        chosen = Hopper(3, 64, 3) if shape.dropout else None if slower else Hopper(3, 128, 2)
+        # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. Of short
+        # rows their 192 would be wasted (predicted; flash_cuda: 128 rows 429 and 324 causal at n 1024, 192 rows 404 and
+        # 274). They divide no usual block. Under dropout 128 keys would spill (compiler's report).
+        chosen = Hopper(3, 64, 3) if shape.dropout else Hopper(2 if shape.seqlen_q <= 1024 else 3, 128, 2)
     else:
         chosen = {
             # 730 full, 661 causal, portable 537, 539; n 1024: 555, 387, portable 476, 369. Dropout 439, portable 338.

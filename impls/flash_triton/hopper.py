@@ -14,7 +14,7 @@ from attnbench.impls.flash_triton.operands import by_plane
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnbench.impls.flash_triton.configs import BackwardConfig, ForwardConfig
+    from attnbench.impls.flash_triton.configs import BackwardConfig, Device, ForwardConfig
     from attnbench.impls.flash_triton.operands import Operands
 
 
@@ -68,8 +68,8 @@ def _tiles(
     return Tiles(name, shape, strides, make)
 
 
-def forward(p: Operands, config: ForwardConfig) -> Call:
-    """The call that fills out and lse."""
+def forward(p: Operands, config: ForwardConfig, device: Device) -> Call:
+    """The call that fills out and lse; tickets is one zero."""
     from attnbench.impls.flash_triton.kernels.forward_hopper import ROWS, hopper_forward_kernel
 
     assert config.hopper is not None
@@ -79,11 +79,11 @@ def forward(p: Operands, config: ForwardConfig) -> Call:
     planes = p.batch * p.heads
     return Call(
         hopper_forward_kernel,
-        (row_tiles_of_plane * planes,),
+        (min(row_tiles_of_plane * planes, device.sms),),
         [
             tiles("q", *p.q, p.dtype, rows), tiles("k", *p.k, p.dtype, chosen.block_n),
             tiles("v", *p.v, p.dtype, chosen.block_n), tiles("out", *p.out, p.dtype, rows),
-            Address("lse"), Address("rng"), *p.lists("query"),
+            Address("lse"), Address("rng"), Address("tickets"), *p.lists("query"),
             p.seqlen_q, p.seqlen_k, *p.band, p.scale_log2, p.threshold, *p.list_sizes("query"),
             row_tiles_of_plane, planes, config.planes_per_wave,
         ],
@@ -91,7 +91,8 @@ def forward(p: Operands, config: ForwardConfig) -> Call:
             "HEADS": p.heads, "GROUP": p.group, "D": p.head_dim, "BLOCK_N": chosen.block_n,
             "CONSUMERS": chosen.consumers, "STAGES": chosen.stages, "HAS_LEFT": p.has_left, "HAS_RIGHT": p.has_right,
             "EVEN_K": p.seqlen_k % max(chosen.block_n, p.mask_block[1]) == 0, "HEAVY_LAST": config.heavy_last,
-            "DROPOUT": p.dropout, "MASK_M": p.mask_block[0], "MASK_N": p.mask_block[1],
+            "SLOTS": 1 if wide(p.head_dim) else 2, "DROPOUT": p.dropout, "MASK_M": p.mask_block[0],
+            "MASK_N": p.mask_block[1],
         },
         {"num_warps": 4, "enable_fp_fusion": True},
     )  # fmt: skip

@@ -104,10 +104,12 @@ def named_lists(side: str, lists: list[Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """The calls of a forward in order; with splits > 1 they go through "parts" and "lse_parts", one a split."""
+    """The calls of a forward in order; with splits > 1 they go through "parts" and "lse_parts", one a split;
+    with tickets, "tickets" is a zero at first."""
 
     calls: tuple[Call, ...]
     splits: int
+    tickets: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +121,7 @@ def forward_plan(table: tuned.Table, *operands: Any) -> ForwardPlan | None:
         return None
     config = table.forward_of(p.device, p.shape) or forward_config(device, p.shape)
     if config.hopper is not None and hopper.available():
-        return ForwardPlan((hopper.forward(p, config),), 1)
+        return ForwardPlan((hopper.forward(p, config, device),), 1, tickets=True)
     calls = [_portable_forward(p, config)]
     if config.splits > 1:
         calls.append(_merge(p, config.splits))
@@ -187,6 +189,8 @@ def forward(
     if plan is None:
         return out.zero_(), lse.fill_(float("-inf"))
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "rng": lse if rng is None else rng}
+    if plan.tickets:
+        tensors["tickets"] = torch.zeros(1, dtype=torch.int32, device=device)
     if lists:
         tensors |= named_lists("query", lists)
     if plan.splits > 1:
