@@ -18,10 +18,6 @@ HOPPER_WHEREVER_POSSIBLE = False
 """Choose the Hopper kernels also where a portable one is faster: for tests on hardware, whose problems are small."""
 
 
-FUSED_WHEREVER_POSSIBLE = False
-"""Sum dQ in the dK/dV kernel also at head_dim 256, where that is predicted faster and not yet measured (NOTES.md)."""
-
-
 @dataclass(frozen=True)
 class Device:
     """What tile choice needs to know of a device. capability (0, 0) means unknown: an AMD GPU, or the interpreter."""
@@ -231,16 +227,17 @@ def _hopper(device: Device, shape: Shape) -> Hopper | None:
         return None
     chosen: Hopper | None
     if shape.head_dim == 64:
-        # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. Of short
-        # rows their 192 would be wasted (predicted; flash_cuda: 128 rows 429 and 324 causal at n 1024, 192 rows 404 and
-        # 274). They divide no usual block. Under dropout 128 keys would spill (compiler's report).
+        # Three consumers hide each other's softmax: 574 full, 501 causal at n 8192, portable 486, 455. Of short rows
+        # their 192 would be wasted (predicted; flash_cuda at n 1024: 128 rows 429, 324, 192 rows 404, 274); two reach
+        # 453, 331 there, portable 404, 295. 192 divides no usual block. Under dropout 128 keys would spill (compiler's
+        # report). Windows and n 2048: not timed.
         chosen = Hopper(3, 64, 3) if shape.dropout else Hopper(2 if shape.seqlen_q <= 1024 else 3, 128, 2)
     else:
         chosen = {
-            # 730 full, 661 causal, portable 537, 539; n 1024: 555, 387, portable 476, 369. Dropout 439, portable 338.
+            # 735 full, 704 causal, portable 537, 539; n 1024: 662, 485, portable 476, 369. Dropout 439, portable 338.
             128: Hopper(2, 128, 2),
-            # 791 full, 739 causal, portable 502, 581; n 1024: 652, 473, portable 430, 379. 32 keys and 3 stages:
-            # 552, 561.
+            # 787 full, 756 causal, portable 502, 581; n 1024: 660, 501, portable 430, 379. 32 keys and 3 stages,
+            # when 64 were at 791, 739: 552, 561.
             256: Hopper(2, 64, 2),
         }.get(shape.head_dim)
     return chosen if chosen and divide(shape, 64 * chosen.consumers, chosen.block_n) else None
@@ -262,9 +259,9 @@ def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
         chosen = HopperBackward(64, 2, True)
         faster = shape.dropout or shape.seqlen_k >= 1024
     elif shape.head_dim == 256:
-        # n 8192: 281 full, 284 causal, portable 231, 205. n 1024: 251, 211, portable 199, 146. n 512: 175, 139,
-        # portable 143, 117.
-        chosen = HopperBackward(64, 2, FUSED_WHEREVER_POSSIBLE)
+        # n 8192: 442 full, 432 causal, with a kernel for dQ 330, 347, portable 231, 205. n 1024: 348, 279, with that
+        # kernel 295, 252, portable 199, 146. Dropout and block lists: not timed.
+        chosen = HopperBackward(64, 2, True)
         faster = True
     else:
         return None

@@ -19,7 +19,6 @@ def specialised(monkeypatch):
     of_hardware = launch.device_for
     few = 3  # so that each program of a forward computes several tiles
     monkeypatch.setattr(launch, "device_for", lambda *of: replace(of_hardware(*of), sms=few))
-    monkeypatch.setattr(configs, "FUSED_WHEREVER_POSSIBLE", True)
     launch.forget_plans()
     yield
     launch.forget_plans()
@@ -168,6 +167,7 @@ def test_wide_heads_with_a_kernel_for_dq(specialised, make, wrong, monkeypatch, 
         (130, 70, (None, 0), "top_left"),
         (400, 400, (100, 30), "bottom_right"),
         (400, 333, (50, None), "bottom_right"),
+        (1100, 900, (None, 0), "bottom_right"),  # more rows than two consumers have at head_dim 64
     ],
     ids=str,
 )
