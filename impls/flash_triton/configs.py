@@ -170,8 +170,15 @@ def backward_config(device: Device, shape: Shape, deterministic: bool) -> Backwa
         fit(dq, shape),
         planes_per_wave=_planes_per_wave(shape, shape.batch * shape.heads, backward=True),
         heavy_last=shape.causal,
-        hopper=None if deterministic and hopper and hopper.fused else hopper,
+        hopper=_repeatable(hopper, shape) if deterministic else hopper,
     )
+
+
+def _repeatable(hopper: HopperBackward | None, shape: Shape) -> HopperBackward | None:
+    """The same without sums of dQ in memory, whose order differs from call to call, if there is such a kernel."""
+    if hopper is None or not hopper.fused:
+        return hopper
+    return replace(hopper, fused=False) if wide(shape.head_dim) else None
 
 
 def _forward_tile(device: Device, shape: Shape) -> Tile:
@@ -199,6 +206,11 @@ def _forward_tile(device: Device, shape: Shape) -> Tile:
     return fit(tile, shape)
 
 
+def wide(head_dim: int) -> bool:
+    """Whether dK and dV of 64 keys fill the registers of a warpgroup each, so that a program has no more keys."""
+    return head_dim > 128
+
+
 def specialisable(device: Device, shape: Shape) -> bool:
     """Whether the warp-specialised kernels apply: 16-bit, equal head dims."""
     hopper = device.capability[0] == 9 and shape.itemsize == 2 and shape.tma_able
@@ -213,19 +225,19 @@ def divide(shape: Shape, rows: int, keys: int) -> bool:
 def _hopper(device: Device, shape: Shape) -> Hopper | None:
     if not specialisable(device, shape):
         return None
+    chosen: Hopper | None
     if shape.head_dim == 64:
-        # Three consumers hide each other's softmax: 522 at n 8192 for 443 of two and 486 of the portable tile. That one
-        # wins under a causal mask (450 for 441) and on short rows (n 1024: 404 for 370, causal 295 for 221): lines
-        # 1 / rate = a + b / n through both lengths cross at n 2200. Its 192 rows divide no usual block. Under dropout
-        # 128 keys would spill (compiler's report).
-        slower = (shape.banded or shape.seqlen_k <= 2048) and not HOPPER_WHEREVER_POSSIBLE
-        chosen = Hopper(3, 64, 3) if shape.dropout else None if slower else Hopper(3, 128, 2)
+        # Three consumers hide each other's softmax: 574 full, 501 causal at n 8192, portable 486, 455. Of short rows
+        # their 192 would be wasted (predicted; flash_cuda at n 1024: 128 rows 429, 324, 192 rows 404, 274); two reach
+        # 453, 331 there, portable 404, 295. 192 divides no usual block. Under dropout 128 keys would spill (compiler's
+        # report). Windows and n 2048: not timed.
+        chosen = Hopper(3, 64, 3) if shape.dropout else Hopper(2 if shape.seqlen_q <= 1024 else 3, 128, 2)
     else:
         chosen = {
-            # 730 full, 661 causal, portable 537, 539; n 1024: 555, 387, portable 476, 369. Dropout 439, portable 338.
+            # 735 full, 704 causal, portable 537, 539; n 1024: 662, 485, portable 476, 369. Dropout 439, portable 338.
             128: Hopper(2, 128, 2),
-            # 791 full, 739 causal, portable 502, 581; n 1024: 652, 473, portable 430, 379. 32 keys and 3 stages:
-            # 552, 561.
+            # 787 full, 756 causal, portable 502, 581; n 1024: 660, 501, portable 430, 379. 32 keys and 3 stages,
+            # when 64 were at 791, 739: 552, 561.
             256: Hopper(2, 64, 2),
         }.get(shape.head_dim)
     return chosen if chosen and divide(shape, 64 * chosen.consumers, chosen.block_n) else None
@@ -247,13 +259,13 @@ def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
         chosen = HopperBackward(64, 2, True)
         faster = shape.dropout or shape.seqlen_k >= 1024
     elif shape.head_dim == 256:
-        # n 8192: 281 full, 284 causal, portable 231, 205. n 1024: 251, 211, portable 199, 146. n 512: 175, 139,
-        # portable 143, 117.
-        chosen = HopperBackward(64, 2, False)
+        # n 8192: 442 full, 432 causal, with a kernel for dQ 330, 347, portable 231, 205. n 1024: 348, 279, with that
+        # kernel 295, 252, portable 199, 146. Dropout and block lists: not timed.
+        chosen = HopperBackward(64, 2, True)
         faster = True
     else:
         return None
-    fits = divide(shape, chosen.block_m, 128 if chosen.fused else 64)
+    fits = divide(shape, chosen.block_m, 64 if wide(shape.head_dim) else 128)
     return chosen if fits and (faster or HOPPER_WHEREVER_POSSIBLE) else None
 
 

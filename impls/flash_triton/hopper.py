@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnbench.impls.flash_triton.calls import Address, Call, Tiles
-from attnbench.impls.flash_triton.configs import ceil_div
+from attnbench.impls.flash_triton.configs import ceil_div, wide
 from attnbench.impls.flash_triton.operands import by_plane
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnbench.impls.flash_triton.configs import BackwardConfig, ForwardConfig
+    from attnbench.impls.flash_triton.configs import BackwardConfig, Device, ForwardConfig
     from attnbench.impls.flash_triton.operands import Operands
 
 
@@ -68,8 +68,8 @@ def _tiles(
     return Tiles(name, shape, strides, make)
 
 
-def forward(p: Operands, config: ForwardConfig) -> Call:
-    """The call that fills out and lse."""
+def forward(p: Operands, config: ForwardConfig, device: Device) -> Call:
+    """The call that fills out and lse; tickets is one zero."""
     from attnbench.impls.flash_triton.kernels.forward_hopper import ROWS, hopper_forward_kernel
 
     assert config.hopper is not None
@@ -79,11 +79,11 @@ def forward(p: Operands, config: ForwardConfig) -> Call:
     planes = p.batch * p.heads
     return Call(
         hopper_forward_kernel,
-        (row_tiles_of_plane * planes,),
+        (min(row_tiles_of_plane * planes, device.sms),),
         [
             tiles("q", *p.q, p.dtype, rows), tiles("k", *p.k, p.dtype, chosen.block_n),
             tiles("v", *p.v, p.dtype, chosen.block_n), tiles("out", *p.out, p.dtype, rows),
-            Address("lse"), Address("rng"), *p.lists("query"),
+            Address("lse"), Address("rng"), Address("tickets"), *p.lists("query"),
             p.seqlen_q, p.seqlen_k, *p.band, p.scale_log2, p.threshold, *p.list_sizes("query"),
             row_tiles_of_plane, planes, config.planes_per_wave,
         ],
@@ -91,28 +91,40 @@ def forward(p: Operands, config: ForwardConfig) -> Call:
             "HEADS": p.heads, "GROUP": p.group, "D": p.head_dim, "BLOCK_N": chosen.block_n,
             "CONSUMERS": chosen.consumers, "STAGES": chosen.stages, "HAS_LEFT": p.has_left, "HAS_RIGHT": p.has_right,
             "EVEN_K": p.seqlen_k % max(chosen.block_n, p.mask_block[1]) == 0, "HEAVY_LAST": config.heavy_last,
-            "DROPOUT": p.dropout, "MASK_M": p.mask_block[0], "MASK_N": p.mask_block[1],
+            "SLOTS": 1 if wide(p.head_dim) else 2, "DROPOUT": p.dropout, "MASK_M": p.mask_block[0],
+            "MASK_N": p.mask_block[1],
         },
         {"num_warps": 4, "enable_fp_fusion": True},
     )  # fmt: skip
 
 
 def backward(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
-    """The call that fills dk and dv and, if fused, adds dQ / scale into dq_acc, fp32 contiguous BSHD.
+    """The call that fills dk and dv and, if fused, adds dQ / scale into dq_acc, fp32.
 
-    stats holds LSE in base 2 and delta: (2, batch, heads, rows_padded).
+    stats holds LSE in base 2 and delta: (2, batch, heads, rows_padded). dq_acc is contiguous BSHD, or of `wide` heads
+    (batch, heads, rows_padded, head_dim) in the order of `kernels.sums`.
     """
     from attnbench.impls.flash_triton.kernels.backward_hopper import CONSUMERS, KEYS, hopper_backward_kernel
     from attnbench.impls.flash_triton.kernels.backward_hopper_wide import hopper_wide_kernel
 
     assert config.hopper is not None
     chosen = config.hopper
-    keys = KEYS.value * (CONSUMERS.value if chosen.fused else 1)
+    keys = KEYS.value * (1 if wide(p.head_dim) else CONSUMERS.value)
     key_tiles = ceil_div(p.seqlen_k, keys)
     planes = p.batch * p.kv_heads
-    dq = tiles("dq_acc", p.q[0], p.dq_strides, torch.float32, chosen.block_m, p.head_dim // 2)
+    dq: Tiles | Address
+    if wide(p.head_dim):
+        kernel, fused, row_tiles_of_plane = (
+            hopper_wide_kernel,
+            {"FUSED": chosen.fused},
+            [rows_padded // chosen.block_m],
+        )
+        dq = Address("dq_acc" if chosen.fused else "dq")
+    else:
+        kernel, fused, row_tiles_of_plane = hopper_backward_kernel, {}, []
+        dq = tiles("dq_acc", p.q[0], p.dq_strides, torch.float32, chosen.block_m, p.head_dim // 2)
     return Call(
-        hopper_backward_kernel if chosen.fused else hopper_wide_kernel,
+        kernel,
         (key_tiles * planes,),
         [
             tiles("q", *p.q, p.dtype, chosen.block_m), tiles("k", *p.k, p.dtype, keys),
@@ -120,15 +132,14 @@ def backward(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
             row_tiles("stats", 2 * p.batch * p.heads, rows_padded, chosen.block_m),
             tiles("dk", p.k[0], p.dk_strides, p.dtype, KEYS.value),
             tiles("dv", p.v[0], p.dv_strides, p.dtype, KEYS.value),
-            *([dq] if chosen.fused else []),
-            Address("rng"), *p.lists("key"),
+            dq, Address("rng"), *p.lists("key"),
             p.seqlen_q, p.seqlen_k, *p.band, p.scale, p.scale_log2, p.threshold, *p.list_sizes("key"),
-            key_tiles, planes, config.planes_per_wave,
+            *row_tiles_of_plane, key_tiles, planes, config.planes_per_wave,
         ],
         {
             "HEADS": p.heads, "GROUP": p.group, "D": p.head_dim, "BLOCK_M": chosen.block_m, "STAGES": chosen.stages,
             "HAS_LEFT": p.has_left, "HAS_RIGHT": p.has_right, "EVEN_K": p.seqlen_k % keys == 0, "DROPOUT": p.dropout,
-            "MASK_M": p.mask_block[0], "MASK_N": p.mask_block[1],
+            "MASK_M": p.mask_block[0], "MASK_N": p.mask_block[1], **fused,
         },
         {"num_warps": 4, "enable_fp_fusion": True},
     )  # fmt: skip

@@ -24,9 +24,12 @@ from attnbench.impls.flash_triton.configs import (
     backward_config,
     ceil_div,
     forward_config,
+    wide,
 )
 from attnbench.impls.flash_triton.kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
 from attnbench.impls.flash_triton.kernels.forward import forward_kernel, merge_kernel
+from attnbench.impls.flash_triton.kernels.sums import ROWS as SUMS_ROWS
+from attnbench.impls.flash_triton.kernels.sums import dq_from_sums_kernel
 from attnbench.impls.flash_triton.operands import LIST_NAMES, Operands, by_plane, layout_of
 
 STATS_ROWS = 128
@@ -101,10 +104,12 @@ def named_lists(side: str, lists: list[Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """The calls of a forward in order; with splits > 1 they go through "parts" and "lse_parts", one a split."""
+    """The calls of a forward in order; with splits > 1 they go through "parts" and "lse_parts", one a split;
+    with tickets, "tickets" is a zero at first."""
 
     calls: tuple[Call, ...]
     splits: int
+    tickets: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -116,7 +121,7 @@ def forward_plan(table: tuned.Table, *operands: Any) -> ForwardPlan | None:
         return None
     config = table.forward_of(p.device, p.shape) or forward_config(device, p.shape)
     if config.hopper is not None and hopper.available():
-        return ForwardPlan((hopper.forward(p, config),), 1)
+        return ForwardPlan((hopper.forward(p, config, device),), 1, tickets=True)
     calls = [_portable_forward(p, config)]
     if config.splits > 1:
         calls.append(_merge(p, config.splits))
@@ -184,6 +189,8 @@ def forward(
     if plan is None:
         return out.zero_(), lse.fill_(float("-inf"))
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "rng": lse if rng is None else rng}
+    if plan.tickets:
+        tensors["tickets"] = torch.zeros(1, dtype=torch.int32, device=device)
     if lists:
         tensors |= named_lists("query", lists)
     if plan.splits > 1:
@@ -199,10 +206,12 @@ def forward(
 
 @dataclass(frozen=True)
 class BackwardPlan:
-    """The calls of a backward in order; with dq_scale, dQ is summed in fp32 in "dq_acc" and multiplied by it last."""
+    """The calls of a backward in order; with dq_sums, dQ is summed in fp32 in "dq_acc", zeros of that shape at first,
+    and with dq_scale multiplied by it last."""
 
     calls: tuple[Call, ...]
     rows_padded: int
+    dq_sums: tuple[int, ...] | None
     dq_scale: float | None
 
 
@@ -223,13 +232,18 @@ def backward_plan(
     if config.hopper is not None and hopper.available():
         calls.append(hopper.backward(p, config, rows_padded))
         if config.hopper.fused:
-            # This kernel leaves the dropout factor of dP to dQ's last pass.
+            # These kernels leave the dropout factor of dP to dQ's last pass.
             factor = 1 / (1 - dropout_effective_p(p.options.dropout_p)) if p.dropout else 1
-            return BackwardPlan(tuple(calls), rows_padded, p.scale * factor)
+            if wide(p.head_dim):
+                calls.append(_dq_from_sums(p, rows_padded, p.scale * factor))
+                return BackwardPlan(
+                    tuple(calls), rows_padded, (p.batch, p.heads, rows_padded, p.head_dim), None
+                )
+            return BackwardPlan(tuple(calls), rows_padded, tuple(p.q[0]), p.scale * factor)
     else:
         calls.append(_dkdv(p, config, rows_padded))
     calls.append(_dq(p, config, rows_padded))
-    return BackwardPlan(tuple(calls), rows_padded, None)
+    return BackwardPlan(tuple(calls), rows_padded, None, None)
 
 
 def _delta(
@@ -286,6 +300,17 @@ def _dkdv(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
     )  # fmt: skip
 
 
+def _dq_from_sums(p: Operands, rows_padded: int, factor: float) -> Call:
+    row_tiles = rows_padded // SUMS_ROWS.value
+    return Call(
+        dq_from_sums_kernel,
+        (row_tiles * p.batch * p.heads,),
+        [Address("dq_acc"), Address("dq"), *p.dq_strides[:3], factor, p.seqlen_q, row_tiles],
+        {"HEADS": p.heads, "D": p.head_dim},
+        {"num_warps": 8, "enable_fp_fusion": True},
+    )
+
+
 def _dq(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
     tile, itemsize = config.dq, p.dtype.itemsize
     strides, numbers, constants = _shared_arguments(p, rows_padded)
@@ -335,8 +360,8 @@ def backward(
         tensors["d_lse"] = d_lse
     if lists:
         tensors |= named_lists("query", lists[:4]) | named_lists("key", lists[4:])
-    if plan.dq_scale is not None:
-        tensors["dq_acc"] = torch.zeros_like(q, dtype=torch.float32, memory_format=torch.contiguous_format)
+    if plan.dq_sums is not None:
+        tensors["dq_acc"] = torch.zeros(plan.dq_sums, dtype=torch.float32, device=device)
     with on(device):
         launch(plan.calls, tensors)
         if plan.dq_scale is not None:

@@ -28,6 +28,7 @@ from attnbench.impls.flash_triton.configs import (
     fit,
     forward_config,
     specialisable,
+    wide,
 )
 from attnbench.impls.flash_triton.launch import device_for, unit_last
 from attnbench.impls.flash_triton.operands import Operands, layout_of
@@ -38,8 +39,12 @@ WARPS = (4, 8)
 STAGES = (1, 2, 3, 4)
 HOPPER_FORWARDS = {64: (2, 3), 128: (2, 3), 256: (2,)}
 """Consumers by head_dim: ptxas gives up on three at 256."""
-HOPPER_BACKWARDS = {64: ((64, 2), (64, 3)), 128: ((64, 2), (64, 3)), 256: ((64, 2), (32, 2))}
-"""(query rows, stages) by head_dim: what compiles for sm_90a. To 128 the fused kernel multiplies 64 rows at once."""
+HOPPER_BACKWARDS = {
+    64: ((64, 2, True), (64, 3, True)),
+    128: ((64, 2, True), (64, 3, True)),
+    256: ((64, 2, True), (64, 2, False), (32, 2, False)),
+}
+"""(query rows, stages, fused) by head_dim: what compiles for sm_90a. Fused kernels multiply 64 rows at once."""
 REGISTERS = 224
 """Accumulators of a thread beyond which a tile would spill for certain: 255 less what addresses and rows take."""
 
@@ -154,11 +159,10 @@ def _hopper_forwards(device: Device, shape: Shape) -> Iterator[Hopper]:
 
 
 def _hopper_backwards(device: Device, shape: Shape, deterministic: bool) -> Iterator[HopperBackward]:
-    fused = shape.head_dim <= 128
-    if not specialisable(device, shape) or (fused and deterministic):
+    if not specialisable(device, shape):
         return
-    for rows, stages in HOPPER_BACKWARDS.get(shape.head_dim, ()):
-        if divide(shape, rows, 128 if fused else 64):
+    for rows, stages, fused in HOPPER_BACKWARDS.get(shape.head_dim, ()):
+        if divide(shape, rows, 64 if wide(shape.head_dim) else 128) and not (fused and deterministic):
             yield HopperBackward(rows, stages, fused)
 
 

@@ -1,9 +1,10 @@
-"""Backward on Hopper for wide heads: dK in one warpgroup and dV in the other, in Gluon; dQ is `backward.dq_kernel`'s.
+"""Backward on Hopper for wide heads: dK in one warpgroup, dV in the other, and half of dQ's columns in each, in Gluon.
 
 At head_dim 256 dK and dV of 64 keys fill the registers of a warpgroup each. So one computes S^T = K Q^T, P and
-dV += P^T dO, the other dP^T = V dO^T, dS and dK += dS^T Q: two products each, and the only thing that changes hands is
-P, in the inputs' type through shared memory. With dQ in a kernel of its own there are no atomics, and gradients repeat
-bit for bit.
+dV += P^T dO, the other dP^T = V dO^T, dS and dK += dS^T Q. P changes hands, and FUSED dS, in the inputs' type through
+shared memory: rings of two, so that neither warpgroup waits for the other's step. dQ of a step is computed in the next
+one, whose products leave time for dS to arrive, and added to memory from the registers; the rings leave no shared
+memory to stage it in. Not FUSED, dQ is `backward.dq_kernel`'s: there are no atomics, and gradients repeat bit for bit.
 """
 
 # Kernel arguments have Triton's types, not Python's.
@@ -28,11 +29,47 @@ from attnbench.impls.flash_triton.kernels.hopper_backward_parts import (
     row_values,
 )
 from attnbench.impls.flash_triton.kernels.hopper_dropout import drop_single, drop_words
+from attnbench.impls.flash_triton.kernels.hopper_sums import add_in_order
 from attnbench.impls.flash_triton.kernels.hopper_tma import store_async, store_wait
 from attnbench.impls.flash_triton.kernels.primitives import program_order, visible_rows
 
 KEYS = gl.constexpr(64)
 """Keys of a program: the M of one wgmma."""
+CONSUMERS = gl.constexpr(2)
+
+
+@gluon.jit
+def tile_of_step(row, g, sums, place, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
+    """The number of a step's tile of queries among the tiles of all heads, as the sums of dQ are ordered."""
+    batch, kv_head, _, _, _, heads, _, _, _ = place
+    _, row_tiles = sums
+    return (batch * heads + kv_head * GROUP + g) * row_tiles + row // BLOCK_M
+
+
+@gluon.jit
+def tile_at(cursor, lists, sums, place, GROUP: gl.constexpr, MASK_M: gl.constexpr, BLOCK_M: gl.constexpr):
+    """The same of the step that `next_step` is at."""
+    g, step, _end, partial_steps, list_start = cursor
+    row = row_of_step(step, partial_steps, lists, list_start, MASK_M, BLOCK_M)
+    return tile_of_step(row, g, sums, place, GROUP, BLOCK_M)
+
+
+@gluon.jit
+def add_dq(i, tile, sums, k_buf, ds_ring, consumer: gl.constexpr, BLOCK_M: gl.constexpr):
+    """Add half the columns of dS K of step i to the sums of its tile."""
+    first_sum, _ = sums
+    ds_bufs, ds_ready, ds_empty = ds_ring
+    D: gl.constexpr = k_buf.shape[3]
+    HALF: gl.constexpr = D // CONSUMERS
+    DQ_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    ring = i % 2
+    mbarrier.wait(ds_ready.index(ring), (i // 2) & 1)
+    k_half = k_buf.reshape([KEYS, D]).slice(consumer * HALF, HALF, dim=1)
+    no_dq = gl.zeros([BLOCK_M, HALF], gl.float32, DQ_LAYOUT)
+    part = warpgroup_mma(ds_bufs.index(ring).permute((1, 0)), k_half, no_dq, use_acc=False, is_async=True)
+    part = warpgroup_mma_wait(0, deps=(part, ))
+    mbarrier.arrive(ds_empty.index(ring), count=1)
+    add_in_order(first_sum + tile.to(gl.int64) * (BLOCK_M * D) + consumer * BLOCK_M * HALF, part)
 
 
 @gluon.jit
@@ -61,14 +98,15 @@ def weigh(scores, log, gone, row, exempt, place, band, HAS_LEFT: gl.constexpr, H
 
 @gluon.jit
 def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
-                    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr, DROPOUT: gl.constexpr,
-                    MASK_M: gl.constexpr, MASK_N: gl.constexpr):  # fmt: skip
-    """Consumer: S, P and dV; S of a step runs with dV of the step before."""
+                    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, DROPOUT: gl.constexpr, MASK_M: gl.constexpr,
+                    MASK_N: gl.constexpr, FUSED: gl.constexpr):  # fmt: skip
+    """Consumer: S, P and dV, and dQ's first half; S of a step runs with dV of the step before."""
     descriptors, buffers, barriers, exchange, place, lists, band = state
     _, _, _, _, _, _, dv_desc, _ = descriptors
     q_bufs, k_buf, _, do_bufs, log_bufs, _ = buffers
     kv_ready, q_ready, q_empty, do_ready, do_empty = barriers
-    p_bufs, p_ready, p_empty = exchange
+    p_ring, ds_ring, sums = exchange
+    p_bufs, p_ready, p_empty = p_ring
     batch, kv_head, col, _, _, heads, _, _, _ = place
     _, _, _, _, _, rng, threshold = band
     D: gl.constexpr = k_buf.shape[3]
@@ -104,6 +142,7 @@ def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M:
         p_bufs.index(0).store(signed.to(dtype))
         mbarrier.arrive(p_ready.index(0), count=1)
         weights = gl.convert_layout(kept.to(dtype), LEFT_OPERAND)
+        tile = tile_of_step(row, g, sums, place, GROUP, BLOCK_M)
         for i in range(1, total):
             at = i % STAGES
             before = (i - 1) % STAGES
@@ -132,18 +171,25 @@ def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M:
             dv_tile, weights = warpgroup_mma_wait(0, deps=(dv_tile, weights))
             mbarrier.arrive(do_empty.index(before), count=1)
             weights = gl.convert_layout(kept.to(dtype), LEFT_OPERAND)
+            if FUSED:
+                add_dq(i - 1, tile, sums, k_buf, ds_ring, consumer, BLOCK_M)
+                tile = tile_of_step(row, g, sums, place, GROUP, BLOCK_M)
         last = total - 1
         mbarrier.wait(do_ready.index(last % STAGES), (last // STAGES) & 1)
         do = do_bufs.index(last % STAGES).reshape([BLOCK_M, D])
         dv_tile = warpgroup_mma(weights, do, dv_tile, is_async=True)
         dv_tile = warpgroup_mma_wait(0, deps=(dv_tile, ))
+        if FUSED:
+            add_dq(last, tile, sums, k_buf, ds_ring, consumer, BLOCK_M)
 
     if DROPOUT:
         dv_tile = dv_tile * (256.0 / threshold)
-    # K is read by this warpgroup alone, and not any more.
-    k.store(dv_tile.to(dtype))
+    # Not FUSED, K is read by this warpgroup alone, and not any more. FUSED, the other may still read it, but no dO: of
+    # the last one it made the dS that this warpgroup has seen.
+    staged = do_bufs.index(0) if FUSED else k_buf
+    staged.reshape([KEYS, D]).store(dv_tile.to(dtype))
     fence_async_shared()
-    store_async(dv_desc, [batch, kv_head, col, 0], k_buf)
+    store_async(dv_desc, [batch, kv_head, col, 0], staged)
     store_wait(0)
 
 
@@ -159,15 +205,27 @@ def score_gradient(d_p, p, delta_rows, keep_rate, DROPOUT: gl.constexpr):
 
 
 @gluon.jit
+def hand_over(d_s, i, ds_ring):
+    """Leave dS of step i for both warpgroups' dQ."""
+    ds_bufs, ds_ready, ds_empty = ds_ring
+    ring = i % 2
+    mbarrier.wait(ds_empty.index(ring), ((i // 2) & 1) ^ 1)
+    ds_bufs.index(ring).store(d_s)
+    fence_async_shared()
+    mbarrier.arrive(ds_ready.index(ring), count=1)
+
+
+@gluon.jit
 def key_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
-                  HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr, DROPOUT: gl.constexpr,
-                  MASK_M: gl.constexpr, MASK_N: gl.constexpr):  # fmt: skip
-    """Consumer: dP, dS and dK; dP of a step runs with dK of the step before."""
+                  HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, DROPOUT: gl.constexpr, MASK_M: gl.constexpr,
+                  MASK_N: gl.constexpr, FUSED: gl.constexpr):  # fmt: skip
+    """Consumer: dP, dS and dK, and dQ's second half; dP of a step runs with dK of the step before."""
     descriptors, buffers, barriers, exchange, place, lists, band = state
     _, _, _, _, _, dk_desc, _, _ = descriptors
-    q_bufs, _, v_buf, do_bufs, _, delta_bufs = buffers
+    q_bufs, k_buf, v_buf, do_bufs, _, delta_bufs = buffers
     kv_ready, q_ready, q_empty, do_ready, do_empty = barriers
-    p_bufs, p_ready, p_empty = exchange
+    p_ring, ds_ring, sums = exchange
+    p_bufs, p_ready, p_empty = p_ring
     batch, kv_head, col, _, _, _, _, _, _ = place
     _, _, _, scale, _, _, threshold = band
     D: gl.constexpr = v_buf.shape[3]
@@ -194,8 +252,11 @@ def key_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: g
         mbarrier.wait(p_ready.index(0), 0)
         p = p_bufs.index(0).load(S_LAYOUT)
         mbarrier.arrive(p_empty.index(0), count=1)
-        d_s = score_gradient(d_p, p, delta_rows, keep_rate, DROPOUT)
-        d_s_operand = gl.convert_layout(d_s.to(dtype), LEFT_OPERAND)
+        d_s = score_gradient(d_p, p, delta_rows, keep_rate, DROPOUT).to(dtype)
+        if FUSED:
+            hand_over(d_s, 0, ds_ring)
+            cursor = first_step(lists, place, GROUP, MASK_M, MASK_N, BLOCK_M)
+        d_s_operand = gl.convert_layout(d_s, LEFT_OPERAND)
         for i in range(1, total):
             at = i % STAGES
             before = (i - 1) % STAGES
@@ -212,15 +273,24 @@ def key_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: g
             mbarrier.wait(p_ready.index(ring), (i // 2) & 1)
             p = p_bufs.index(ring).load(S_LAYOUT)
             mbarrier.arrive(p_empty.index(ring), count=1)
-            d_s = score_gradient(d_p, p, delta_rows, keep_rate, DROPOUT)
+            d_s = score_gradient(d_p, p, delta_rows, keep_rate, DROPOUT).to(dtype)
+            if FUSED:
+                hand_over(d_s, i, ds_ring)
             dk_tile, d_s_operand = warpgroup_mma_wait(0, deps=(dk_tile, d_s_operand))
             mbarrier.arrive(q_empty.index(before), count=1)
-            d_s_operand = gl.convert_layout(d_s.to(dtype), LEFT_OPERAND)
+            d_s_operand = gl.convert_layout(d_s, LEFT_OPERAND)
+            if FUSED:
+                add_dq(i - 1, tile_at(cursor, lists, sums, place, GROUP, MASK_M, BLOCK_M), sums, k_buf, ds_ring,
+                       consumer, BLOCK_M)  # fmt: skip
+                cursor = next_step(cursor, lists, place, GROUP, MASK_M, MASK_N, BLOCK_M)
         last = total - 1
         mbarrier.wait(q_ready.index(last % STAGES), (last // STAGES) & 1)
         q = q_bufs.index(last % STAGES).reshape([BLOCK_M, D])
         dk_tile = warpgroup_mma(d_s_operand, q, dk_tile, is_async=True)
         dk_tile = warpgroup_mma_wait(0, deps=(dk_tile, ))
+        if FUSED:
+            add_dq(last, tile_at(cursor, lists, sums, place, GROUP, MASK_M, BLOCK_M), sums, k_buf, ds_ring,
+                   consumer, BLOCK_M)  # fmt: skip
 
     if DROPOUT:
         dk_tile = dk_tile / keep_rate  # which dP was not divided by
@@ -232,17 +302,17 @@ def key_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: g
 
 
 @gluon.jit(do_not_specialize=["seqlen_q", "seqlen_k", "shift", "left", "right", "threshold", "tiles", "planes",
-                              "planes_per_wave", "mask_batch_rows", "mask_head_rows", "mask_width"])
+                              "planes_per_wave", "mask_batch_rows", "mask_head_rows", "mask_width", "row_tiles"])
 def hopper_wide_kernel(
-    q_desc, k_desc, v_desc, do_desc, stats_desc, dk_desc, dv_desc,
+    q_desc, k_desc, v_desc, do_desc, stats_desc, dk_desc, dv_desc, dq_sums,  # dq_sums as in `sums.py`, zeroed
     rng, partial_count, partial_list, full_count, full_list,
     seqlen_q, seqlen_k, shift, left, right, scale, scale_log2, threshold,
-    mask_batch_rows, mask_head_rows, mask_width, tiles, planes, planes_per_wave,
+    mask_batch_rows, mask_head_rows, mask_width, row_tiles, tiles, planes, planes_per_wave,
     HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
     HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr, DROPOUT: gl.constexpr,
-    MASK_M: gl.constexpr, MASK_N: gl.constexpr,
+    MASK_M: gl.constexpr, MASK_N: gl.constexpr, FUSED: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of 64 keys of one (batch, key head)."""
+    """dK and dV of 64 keys of one (batch, key head), and FUSED their share of dQ / scale, added to dq_sums."""
     tile, plane = program_order(gl.program_id(0), tiles, planes, planes_per_wave, False)
     batch = plane // (HEADS // GROUP)
     kv_head = plane % (HEADS // GROUP)
@@ -258,8 +328,8 @@ def hopper_wide_kernel(
     delta_bufs = gl.allocate_shared_memory(gl.float32, [STAGES, 1, BLOCK_M], stats_desc.layout)
     k_buf = gl.allocate_shared_memory(k_desc.dtype, [1, 1, KEYS, D], k_desc.layout)
     v_buf = gl.allocate_shared_memory(v_desc.dtype, [1, 1, KEYS, D], v_desc.layout)
-    P_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, BLOCK_M], q_desc.dtype)
-    p_bufs = gl.allocate_shared_memory(q_desc.dtype, [2, KEYS, BLOCK_M], P_LAYOUT)
+    RING_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, BLOCK_M], q_desc.dtype)
+    p_bufs = gl.allocate_shared_memory(q_desc.dtype, [2, KEYS, BLOCK_M], RING_LAYOUT)
     kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -267,6 +337,14 @@ def hopper_wide_kernel(
     do_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     p_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     p_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    p_ring = (p_bufs, p_ready, p_empty)
+    ds_ring = p_ring
+    if FUSED:
+        gl.static_assert(BLOCK_M == KEYS)  # a buffer of dO stages dV
+        ds_bufs = gl.allocate_shared_memory(q_desc.dtype, [2, KEYS, BLOCK_M], RING_LAYOUT)
+        ds_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        ds_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        ds_ring = (ds_bufs, ds_ready, ds_empty)
     mbarrier.init(kv_ready, count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(q_ready.index(i), count=1)
@@ -276,18 +354,21 @@ def hopper_wide_kernel(
     for i in gl.static_range(2):
         mbarrier.init(p_ready.index(i), count=1)
         mbarrier.init(p_empty.index(i), count=1)
+        if FUSED:
+            mbarrier.init(ds_ready.index(i), count=1)
+            mbarrier.init(ds_empty.index(i), count=CONSUMERS)
     fence_async_shared()
 
     descriptors = (q_desc, k_desc, v_desc, do_desc, stats_desc, dk_desc, dv_desc, dv_desc)
     buffers = (q_bufs, k_buf, v_buf, do_bufs, log_bufs, delta_bufs)
     barriers = (kv_ready, q_ready, q_empty, do_ready, do_empty)
-    exchange = (p_bufs, p_ready, p_empty)
+    exchange = (p_ring, ds_ring, (dq_sums, row_tiles))
     place = (batch, kv_head, col, begin, end, HEADS, planes * GROUP, seqlen_q, seqlen_k)
     lists = (partial_count, partial_list, full_count, full_list, mask_batch_rows, mask_head_rows, mask_width)
     band = (shift, left, right, scale, scale_log2, rng, threshold)
     state = (descriptors, buffers, barriers, exchange, place, lists, band)
     gl.warp_specialize([
-        (value_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
-        (key_partition, (state, 1, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
+        (value_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, DROPOUT, MASK_M, MASK_N, FUSED)),
+        (key_partition, (state, 1, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, DROPOUT, MASK_M, MASK_N, FUSED)),
         (load_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
     ], [4, 1], [240, 24])  # fmt: skip

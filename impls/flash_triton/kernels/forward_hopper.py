@@ -1,9 +1,10 @@
 """Forward on Hopper: the same algorithm as `forward.py`, warp-specialised in Gluon.
 
-Source: FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608), Algorithms 1 and 2. One warp issues the TMA
-copies; each of CONSUMERS warpgroups owns 64 query rows. Within a warpgroup the product S = Q K^T of a step
-and O += P V of the step before are in flight while the softmax runs; between warpgroups nothing is ordered,
-so one's softmax also hides under the other's products. Keys are walked from the right, so that the masked
+Source: FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608), Algorithms 1 and 2. A program is resident: it draws
+tickets for tiles, the longest first, until there are none. One warp draws them and issues the TMA copies, those of the
+next tile while this one is computed; each of CONSUMERS warpgroups owns 64 query rows. Within a warpgroup the product
+S = Q K^T of a step and O += P V of the step before are in flight while the softmax runs; between warpgroups nothing is
+ordered, so one's softmax also hides under the other's products. Keys are walked from the right, so that the masked
 tiles of a causal row come first and the long run of unmasked ones keeps no mask and no branch: a branch
 between an issued product and its wait would serialise it.
 """
@@ -47,28 +48,108 @@ def col_of_step(step, end, lists, BLOCK_N: gl.constexpr, MASK_N: gl.constexpr):
 
 
 @gluon.jit
+def tile_of_ticket(ticket, problem, lists, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, TILE: gl.constexpr):
+    """A tile's rows and steps: (batch, head, kv_head, plane, row, begin, end, entries of the lists)."""
+    _, _, seqlen_q, seqlen_k, shift, left, right, _, _, tiles, planes, planes_per_wave = problem
+    HEADS: gl.constexpr = TILE[0]
+    GROUP: gl.constexpr = TILE[1]
+    ROWS_HERE: gl.constexpr = TILE[2]
+    BLOCK_N: gl.constexpr = TILE[3]
+    MASK_M: gl.constexpr = TILE[5]
+    MASK_N: gl.constexpr = TILE[6]
+    tile, plane = program_order(ticket, tiles, planes, planes_per_wave, TILE[4])
+    batch = plane // HEADS
+    head = plane % HEADS
+    row = tile * ROWS_HERE
+    last_row = gl.minimum(row + ROWS_HERE, seqlen_q) - 1
+    lo, hi, _, _ = visible_cols(row, last_row, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT)
+    begin = lo // BLOCK_N
+    # Rows that see nothing still walk one tile, wholly masked, so that every barrier has its partner.
+    end = gl.maximum(gl.cdiv(hi, BLOCK_N), begin + 1)
+    partial_count, partial_list, full_count, full_list, batch_rows, head_rows, width = lists
+    partial_steps = 0
+    list_start = 0
+    if MASK_M > 0:
+        list_row = batch * batch_rows + head * head_rows + row // MASK_M
+        partial_steps = gl.load(partial_count + list_row) * (MASK_N // BLOCK_N)
+        begin = 0
+        end = partial_steps + gl.load(full_count + list_row) * (MASK_N // BLOCK_N)
+        list_start = list_row.to(gl.int64) * width
+    return batch, head, head // GROUP, plane, row, begin, end, (partial_steps, partial_list, full_list, list_start)
+
+
+@gluon.jit
+def turn_of_release(k, SLOTS: gl.constexpr):
+    """The phase in which the slot for Q of the k-th tile becomes free: with two, the tile before frees the other one,
+    the first tile too."""
+    return ((k + 1) // 2 + 1) & 1 if SLOTS == 2 else (k & 1) ^ 1
+
+
+@gluon.jit
+def show_ticket(tickets, k, ticket):
+    """Producer: the k-th ticket to all consumers."""
+    _, shown, ready, taken = tickets
+    slot = k % 2
+    mbarrier.wait(taken.index(slot), ((k // 2) & 1) ^ 1)
+    shown.index(slot).store(gl.full([1], ticket, gl.int32, gl.BlockedLayout([1], [32], [1], [0])))
+    mbarrier.arrive(ready.index(slot), count=1)
+
+
+@gluon.jit
+def take_ticket(tickets, k):
+    """Consumer: the k-th ticket of the program."""
+    _, shown, ready, taken = tickets
+    slot = k % 2
+    mbarrier.wait(ready.index(slot), (k // 2) & 1)
+    ticket = shown.index(slot).load(gl.BlockedLayout([1], [32], [4], [0]))
+    mbarrier.arrive(taken.index(slot), count=1)
+    return gl.max(ticket, 0)
+
+
+@gluon.jit
 def load_partition(
-    buffers, place, lists, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-    EVEN_K: gl.constexpr, BLOCK_N: gl.constexpr, DROPOUT: gl.constexpr, MASK_N: gl.constexpr,
+    buffers, problem, lists, tickets, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
+    EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """Producer: Q once, then K and V tiles into a ring of buffers as consumers free them."""
-    q_desc, k_desc, v_desc, _, q_bufs, k_bufs, v_bufs, q_ready, k_ready, k_empty, v_ready, v_empty = buffers
-    batch, head, kv_head, row, begin, end, _, _, _, _, _, _, _, _, _, _ = place
-    CONSUMERS: gl.constexpr = q_bufs.shape[0]
+    """Producer: draws tickets; Q of a tile once, K and V tiles into a ring of buffers as consumers free them."""
+    q_desc, k_desc, v_desc, _, q_bufs, k_bufs, v_bufs, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = buffers
+    _, _, _, _, _, _, _, _, _, tiles, planes, _ = problem
+    drawn, _, _, _ = tickets
+    CONSUMERS: gl.constexpr = TILE[2] // ROWS
+    BLOCK_N: gl.constexpr = TILE[3]
+    SLOTS: gl.constexpr = q_bufs.shape[0] // CONSUMERS
     STAGES: gl.constexpr = k_bufs.shape[0]
-    mbarrier.expect(q_ready, CONSUMERS * q_desc.block_type.nbytes)
-    for c in gl.static_range(CONSUMERS):
-        load_async(q_desc, [batch, head, row + c * ROWS, 0], q_ready, q_bufs.index(c))
-    for i in range(gl.maximum(end - begin, 1)):
-        col = col_of_step(i, end, lists, BLOCK_N, MASK_N)
-        at = i % STAGES
-        turn = (i // STAGES) & 1
-        mbarrier.wait(k_empty.index(at), turn ^ 1)
-        mbarrier.expect(k_ready.index(at), k_desc.block_type.nbytes)
-        load_async(k_desc, [batch, kv_head, col, 0], k_ready.index(at), k_bufs.index(at))
-        mbarrier.wait(v_empty.index(at), turn ^ 1)
-        mbarrier.expect(v_ready.index(at), v_desc.block_type.nbytes)
-        load_async(v_desc, [batch, kv_head, col, 0], v_ready.index(at), v_bufs.index(at))
+    ticket = gl.program_id(0)
+    k = 0
+    done = 0
+    while ticket < tiles * planes:
+        show_ticket(tickets, k, ticket)
+        batch, head, kv_head, _plane, row, begin, end, entries = tile_of_ticket(
+            ticket, problem, lists, HAS_LEFT, HAS_RIGHT, TILE
+        )
+        steps = gl.maximum(end - begin, 1)
+        for i in range(steps):
+            col = col_of_step(i, end, entries, BLOCK_N, TILE[6])
+            at = (done + i) % STAGES
+            turn = ((done + i) // STAGES) & 1
+            mbarrier.wait(k_empty.index(at), turn ^ 1)
+            mbarrier.expect(k_ready.index(at), k_desc.block_type.nbytes)
+            load_async(k_desc, [batch, kv_head, col, 0], k_ready.index(at), k_bufs.index(at))
+            if i == 0:
+                slot = k % SLOTS
+                mbarrier.wait(q_empty.index(slot), turn_of_release(k, SLOTS))
+                mbarrier.expect(q_ready.index(slot), CONSUMERS * q_desc.block_type.nbytes)
+                for c in gl.static_range(CONSUMERS):
+                    own_slot = q_bufs.index(slot * CONSUMERS + c)
+                    load_async(q_desc, [batch, head, row + c * ROWS, 0], q_ready.index(slot), own_slot)
+            mbarrier.wait(v_empty.index(at), turn ^ 1)
+            mbarrier.expect(v_ready.index(at), v_desc.block_type.nbytes)
+            load_async(v_desc, [batch, kv_head, col, 0], v_ready.index(at), v_bufs.index(at))
+        done += steps
+        k += 1
+        # Here the consumers have work enough to hide the latency.
+        ticket = gl.num_programs(0) + gl.atomic_add(drawn, 1, sem="relaxed")
+    show_ticket(tickets, k, ticket)
 
 
 @gluon.jit
@@ -90,15 +171,18 @@ def softmax_step(scores, row_max, row_sum, rows, col, seqlen_k, shift, left, rig
 
 
 @gluon.jit
-def consume_partition(
-    buffers, place, lists, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-    EVEN_K: gl.constexpr, BLOCK_N: gl.constexpr, DROPOUT: gl.constexpr, MASK_N: gl.constexpr,
+def attend_tile(
+    k, done, place, buffers, problem, entries, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
+    EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """Consumer: 64 rows of O and LSE."""
-    _, _, _, out_desc, q_bufs, k_bufs, v_bufs, q_ready, k_ready, k_empty, v_ready, v_empty = buffers
-    batch, head, _, row, begin, end, lse, plane, seqlen_q, seqlen_k, shift, left, right, scale_log2, rng, threshold = (
-        place
-    )
+    """64 rows of O and LSE of the program's k-th tile, which follows `done` steps; its own steps."""
+    _, _, _, out_desc, q_bufs, k_bufs, v_bufs, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = buffers
+    batch, head, plane, row, begin, end = place
+    lse, rng, seqlen_q, seqlen_k, shift, left, right, scale_log2, threshold, _, _, _ = problem
+    CONSUMERS: gl.constexpr = TILE[2] // ROWS
+    SLOTS: gl.constexpr = q_bufs.shape[0] // CONSUMERS
+    BLOCK_N: gl.constexpr = TILE[3]
+    MASK_N: gl.constexpr = TILE[6]
     D: gl.constexpr = q_bufs.shape[4]
     STAGES: gl.constexpr = k_bufs.shape[0]
     dtype: gl.constexpr = q_bufs.dtype
@@ -114,7 +198,9 @@ def consume_partition(
     row_sum = gl.full([ROWS], 0.0, gl.float32, S_ROWS)
     no_scores = gl.zeros([ROWS, BLOCK_N], gl.float32, S_LAYOUT)
     out = gl.zeros([ROWS, D], gl.float32, O_LAYOUT)
-    q = q_bufs.index(consumer).reshape([ROWS, D])
+    slot = k % SLOTS
+    own_slot = q_bufs.index(slot * CONSUMERS + consumer)
+    q = own_slot.reshape([ROWS, D])
 
     # Of the steps 1 .. steps - 1, those of the middle run need no mask, or under block lists none but the end of the
     # keys; step 0 always has its mask.
@@ -123,7 +209,7 @@ def consume_partition(
     FIRST: gl.constexpr = 0 if (BANDED if MASK_N > 0 else HAS_RIGHT) else 1
     LAST: gl.constexpr = 2 if HAS_LEFT and MASK_N == 0 else 1
     if MASK_N > 0:
-        partial_steps, _, _, _ = lists
+        partial_steps, _, _, _ = entries
         full_begin = gl.minimum(gl.maximum(partial_steps, 1), steps)
         full_end = steps
         # Without any block the one step that is walked sees no key; a full block is outside the band rule.
@@ -136,15 +222,20 @@ def consume_partition(
         limit = seqlen_k
         slack = 0
 
-    col = col_of_step(0, end, lists, BLOCK_N, MASK_N)
-    mbarrier.wait(q_ready, 0)
-    mbarrier.wait(k_ready.index(0), 0)
-    k = k_bufs.index(0).reshape([BLOCK_N, D])
-    scores = warpgroup_mma(q, k.permute((1, 0)), no_scores, use_acc=False, is_async=True)
+    col = col_of_step(0, end, entries, BLOCK_N, MASK_N)
+    at = done % STAGES
+    mbarrier.wait(q_ready.index(slot), (k // SLOTS) & 1)
+    mbarrier.wait(k_ready.index(at), (done // STAGES) & 1)
+    keys = k_bufs.index(at).reshape([BLOCK_N, D])
+    scores = warpgroup_mma(q, keys.permute((1, 0)), no_scores, use_acc=False, is_async=True)
+    if SLOTS == 2:
+        # By now the output of the tile before has left its slot.
+        store_wait(0)
+        mbarrier.arrive(q_empty.index((k + 1) % 2), count=1)
     if DROPOUT:
         gone = drop_words(rng, plane, row, col, threshold, False, BLOCK_N)
     scores = warpgroup_mma_wait(0, deps=(scores, ))
-    mbarrier.arrive(k_empty.index(0), count=1)
+    mbarrier.arrive(k_empty.index(at), count=1)
     p, row_max, row_sum, rescale = softmax_step(
         scores, row_max, row_sum, rows, col, limit, shift, left + slack, right + slack, scale_log2,
         BANDED or not EVEN_K or MASK_N > 0, HAS_LEFT, HAS_RIGHT, BLOCK_N,
@@ -157,16 +248,16 @@ def consume_partition(
         run_begin = 1 if run == FIRST else (full_begin if run == 1 else full_end)
         run_end = steps if run == LAST else (full_begin if run == 0 else full_end)
         for i in range(run_begin, run_end):
-            at = i % STAGES
-            before = (i - 1) % STAGES
+            at = (done + i) % STAGES
+            before = (done + i - 1) % STAGES
             MASKED: gl.constexpr = run != 1 or (MASK_N > 0 and not EVEN_K)
             col = 0
             if MASKED or DROPOUT:
-                col = col_of_step(i, end, lists, BLOCK_N, MASK_N)
-            mbarrier.wait(k_ready.index(at), (i // STAGES) & 1)
-            k = k_bufs.index(at).reshape([BLOCK_N, D])
-            scores = warpgroup_mma(q, k.permute((1, 0)), no_scores, use_acc=False, is_async=True)
-            mbarrier.wait(v_ready.index(before), ((i - 1) // STAGES) & 1)
+                col = col_of_step(i, end, entries, BLOCK_N, MASK_N)
+            mbarrier.wait(k_ready.index(at), ((done + i) // STAGES) & 1)
+            keys = k_bufs.index(at).reshape([BLOCK_N, D])
+            scores = warpgroup_mma(q, keys.permute((1, 0)), no_scores, use_acc=False, is_async=True)
+            mbarrier.wait(v_ready.index(before), ((done + i - 1) // STAGES) & 1)
             v = v_bufs.index(before).reshape([BLOCK_N, D])
             weights = unpack_pairs(pairs, dtype, P_LAYOUT)
             out = warpgroup_mma(weights, v, out, is_async=True)
@@ -185,11 +276,12 @@ def consume_partition(
             mbarrier.arrive(v_empty.index(before), count=1)
             out = out * gl.convert_layout(rescale, O_ROWS)[:, None]
 
-    last = steps - 1
+    last = done + steps - 1
     mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
     v = v_bufs.index(last % STAGES).reshape([BLOCK_N, D])
     out = warpgroup_mma(unpack_pairs(pairs, dtype, P_LAYOUT), v, out, is_async=True)
     out = warpgroup_mma_wait(0, deps=(out, ))
+    mbarrier.arrive(v_empty.index(last % STAGES), count=1)
 
     final = 1.0 / gl.where(row_sum == 0.0, 1.0, row_sum)
     if DROPOUT:
@@ -200,50 +292,69 @@ def consume_partition(
     # Q is not read any more: its buffer stages the output for one bulk store, which clips rows past the end.
     q.store(out.to(dtype))
     fence_async_shared()
-    store_async(out_desc, [batch, head, row, 0], q_bufs.index(consumer))
+    store_async(out_desc, [batch, head, row, 0], own_slot)
+    if SLOTS == 1:
+        store_wait(0)
+        mbarrier.arrive(q_empty.index(0), count=1)
+    return steps
+
+
+@gluon.jit
+def consume_partition(
+    buffers, problem, lists, tickets, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
+    EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """Consumer: 64 rows of every tile that the program draws a ticket for."""
+    _, _, _, _, _, _, _, _, _, tiles, planes, _ = problem
+    k = 0
+    done = 0
+    ticket = take_ticket(tickets, 0)
+    while ticket < tiles * planes:
+        batch, head, _kv_head, plane, row, begin, end, entries = tile_of_ticket(
+            ticket, problem, lists, HAS_LEFT, HAS_RIGHT, TILE
+        )
+        place = (batch, head, plane, row, begin, end)
+        done += attend_tile(
+            k, done, place, buffers, problem, entries, consumer, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE
+        )
+        k += 1
+        ticket = take_ticket(tickets, k)
     store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["seqlen_q", "seqlen_k", "shift", "left", "right", "threshold", "tiles", "planes",
                               "planes_per_wave", "mask_batch_rows", "mask_head_rows", "mask_width"])
 def hopper_forward_kernel(
-    q_desc, k_desc, v_desc, out_desc, lse, rng, partial_count, partial_list, full_count, full_list,
+    q_desc, k_desc, v_desc, out_desc, lse, rng, drawn,  # drawn: tickets so far, 0
+    partial_count, partial_list, full_count, full_list,
     seqlen_q, seqlen_k, shift, left, right, scale_log2, threshold,
     mask_batch_rows, mask_head_rows, mask_width, tiles, planes, planes_per_wave,
     HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_N: gl.constexpr,
     CONSUMERS: gl.constexpr, STAGES: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-    EVEN_K: gl.constexpr, HEAVY_LAST: gl.constexpr, DROPOUT: gl.constexpr, MASK_M: gl.constexpr, MASK_N: gl.constexpr,
+    EVEN_K: gl.constexpr, HEAVY_LAST: gl.constexpr, SLOTS: gl.constexpr, DROPOUT: gl.constexpr,
+    MASK_M: gl.constexpr, MASK_N: gl.constexpr,
 ):  # fmt: skip
-    """out and LSE of 64 * CONSUMERS query rows of one (batch, head). D is a power of two and also the head
-    dim of V."""
-    tile, plane = program_order(gl.program_id(0), tiles, planes, planes_per_wave, HEAVY_LAST)
-    batch = plane // HEADS
-    head = plane % HEADS
-    kv_head = head // GROUP
-    row = tile * (ROWS * CONSUMERS)
-    last_row = gl.minimum(row + ROWS * CONSUMERS, seqlen_q) - 1
-    lo, hi, _, _ = visible_cols(row, last_row, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT)
-    begin = lo // BLOCK_N
-    # Rows that see nothing still walk one tile, wholly masked, so that every barrier has its partner.
-    end = gl.maximum(gl.cdiv(hi, BLOCK_N), begin + 1)
-    partial_steps = 0
-    list_start = 0
-    if MASK_M > 0:
-        list_row = batch * mask_batch_rows + head * mask_head_rows + row // MASK_M
-        partial_steps = gl.load(partial_count + list_row) * (MASK_N // BLOCK_N)
-        begin = 0
-        end = partial_steps + gl.load(full_count + list_row) * (MASK_N // BLOCK_N)
-        list_start = list_row.to(gl.int64) * mask_width
-
-    q_bufs = gl.allocate_shared_memory(q_desc.dtype, [CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
+    """out and LSE of the tiles that this program draws tickets for, its own number first; a tile is 64 * CONSUMERS
+    query rows of one (batch, head). D is a power of two and also the head dim of V."""
+    q_bufs = gl.allocate_shared_memory(q_desc.dtype, [SLOTS * CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
     k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], k_desc.layout)
     v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], v_desc.layout)
-    q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    SHOWN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    shown = gl.allocate_shared_memory(gl.int32, [2, 1], SHOWN)
+    q_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    ticket_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    ticket_taken = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(q_ready, count=1)
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(q_ready.index(i), count=1)
+        mbarrier.init(q_empty.index(i), count=CONSUMERS)
+    for i in gl.static_range(2):
+        mbarrier.init(ticket_ready.index(i), count=1)
+        mbarrier.init(ticket_taken.index(i), count=CONSUMERS)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(i), count=1)
         mbarrier.init(v_ready.index(i), count=1)
@@ -251,20 +362,22 @@ def hopper_forward_kernel(
         mbarrier.init(v_empty.index(i), count=CONSUMERS)
     fence_async_shared()
 
-    buffers = (q_desc, k_desc, v_desc, out_desc, q_bufs, k_bufs, v_bufs, q_ready, k_ready, k_empty, v_ready, v_empty)
-    place = (batch, head, kv_head, row, begin, end, lse, plane, seqlen_q, seqlen_k, shift, left, right, scale_log2,
-             rng, threshold)
-    lists = (partial_steps, partial_list, full_list, list_start)
+    buffers = (q_desc, k_desc, v_desc, out_desc, q_bufs, k_bufs, v_bufs, q_ready, q_empty, k_ready, k_empty, v_ready,
+               v_empty)  # fmt: skip
+    problem = (lse, rng, seqlen_q, seqlen_k, shift, left, right, scale_log2, threshold, tiles, planes, planes_per_wave)
+    lists = (partial_count, partial_list, full_count, full_list, mask_batch_rows, mask_head_rows, mask_width)
+    tickets = (drawn, shown, ticket_ready, ticket_taken)
+    TILE: gl.constexpr = (HEADS, GROUP, ROWS * CONSUMERS, BLOCK_N, HEAVY_LAST, MASK_M, MASK_N)
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (consume_partition, (buffers, place, lists, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
-            (consume_partition, (buffers, place, lists, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
-            (load_partition, (buffers, place, lists, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
+            (consume_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (consume_partition, (buffers, problem, lists, tickets, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (load_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
         ], [4, 1], [240, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (consume_partition, (buffers, place, lists, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
-            (consume_partition, (buffers, place, lists, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
-            (consume_partition, (buffers, place, lists, 2, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
-            (load_partition, (buffers, place, lists, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, BLOCK_N, DROPOUT, MASK_N)),
+            (consume_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (consume_partition, (buffers, problem, lists, tickets, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (consume_partition, (buffers, problem, lists, tickets, 2, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (load_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
         ], [4, 4, 1], [160, 160, 24])  # fmt: skip

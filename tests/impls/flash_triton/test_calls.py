@@ -84,7 +84,8 @@ options = Options(None, 0, True, 0.1, 0.0, (0, 0), False)
 """
 
 FORWARD = """
-keep = []
+keep, zeros, make_zeros = [], [], torch.zeros
+torch.zeros = lambda *of, **asked: zeros.append(make_zeros(*of, **asked)) or zeros[-1]  # the tickets
 
 
 def run():
@@ -103,7 +104,7 @@ assert len(first) == len(second) == 1
 assert len(a) == len(b)
 replaced = {}
 for (out, lse), other in zip(keep[:1], keep[1:]):
-    replaced = {x.data_ptr(): y.data_ptr() for x, y in zip((out, lse), other)}
+    replaced = {x.data_ptr(): y.data_ptr() for x, y in zip((out, lse, zeros[0]), (*other, zeros[1]))}
 hooks = slice(9, 13)  # metadata, what hooks would be told, and two hooks
 for i, (x, y) in enumerate(zip(a, b)):
     if i in range(*hooks.indices(len(a))):

@@ -1,5 +1,7 @@
 """The warp-specialised kernels, which the interpreter cannot run: on a Hopper GPU, the same judgements."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -14,6 +16,9 @@ H200 = configs.Device((9, 0), 132)
 @pytest.fixture
 def specialised(monkeypatch):
     monkeypatch.setattr(configs, "HOPPER_WHEREVER_POSSIBLE", True)
+    of_hardware = launch.device_for
+    few = 3  # so that each program of a forward computes several tiles
+    monkeypatch.setattr(launch, "device_for", lambda *of: replace(of_hardware(*of), sms=few))
     launch.forget_plans()
     yield
     launch.forget_plans()
@@ -71,18 +76,25 @@ def test_a_backward_is_specialised_only_where_that_is_faster(head_dim, seqlen, c
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_a_deterministic_backward_adds_to_nothing_in_memory(specialised, head_dim):
     posed = shape(head_dim=head_dim, head_dim_v=head_dim)
+    assert configs.backward_config(H200, posed, False).hopper.fused
     config = configs.backward_config(H200, posed, True)
-    assert config.hopper is None or not config.hopper.fused
+    assert config.hopper == (configs.HopperBackward(64, 2, False) if head_dim == 256 else None)
 
 
 @pytest.mark.parametrize(
-    ("changes", "specialised_wins"),
-    [({}, True), ({"causal": True, "banded": True}, False), ({"seqlen_k": 1024}, False)],
+    ("changes", "consumers"),
+    [
+        ({}, 3),
+        ({"causal": True, "banded": True}, 3),
+        ({"seqlen_q": 1024}, 2),
+        ({"mask_block": (128, 128)}, None),
+    ],
     ids=str,
 )
-def test_head_dim_64_is_specialised_only_where_that_is_faster(changes, specialised_wins):
+def test_head_dim_64_is_specialised_only_where_that_is_faster(changes, consumers):
     usual = {"head_dim": 64, "head_dim_v": 64, "seqlen_q": 8192, "seqlen_k": 8192}
-    assert (configs.forward_config(H200, shape(**usual | changes)).hopper is not None) == specialised_wins
+    hopper = configs.forward_config(H200, shape(**usual | changes)).hopper
+    assert (hopper and hopper.consumers) == consumers
 
 
 def need_hopper():
@@ -130,6 +142,21 @@ def test_block_lists(specialised, make, wrong, head_dim, window, lead, seqlen_q,
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("window", [(None, None), (None, 0), (100, 30)], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_wide_heads_with_a_kernel_for_dq(specialised, make, wrong, monkeypatch, window, p):
+    """What a deterministic backward runs at head_dim 256; the other tests run the fused kernel there."""
+    need_hopper()
+    state = torch.tensor([5, 11], dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(call, "draw_dropout_state", lambda device: state)
+    problem = make(300, 500, 4, 2, 256, batch=2, dtype=torch.bfloat16, left=window[0], right=window[1])
+    keep = flash_api.dropout_keep_mask(5, 11, 2, 4, 300, 500, p, device="cuda")
+    dropped = (keep, 1 - flash_api.dropout_effective_p(p)) if p else ()
+    asked = {"window": window, "dropout_p": p, "deterministic": True}
+    assert wrong(problem, flash_attention, dropped=dropped, **asked) == []
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize(
     ("seqlen_q", "seqlen_k", "window", "alignment"),
@@ -140,6 +167,7 @@ def test_block_lists(specialised, make, wrong, head_dim, window, lead, seqlen_q,
         (130, 70, (None, 0), "top_left"),
         (400, 400, (100, 30), "bottom_right"),
         (400, 333, (50, None), "bottom_right"),
+        (1100, 900, (None, 0), "bottom_right"),  # more rows than two consumers have at head_dim 64
     ],
     ids=str,
 )
