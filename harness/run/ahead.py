@@ -7,6 +7,9 @@ traces anew in each process, for a second a problem), and takes its part of the 
 For as long as that lasts, every other worker prepares problems too, so that what it compiles or loads into its own
 process is there when its group comes, and the referee works out the oracle of the first groups. The times of the
 first preparations are the cells' set-up and compile figures.
+
+Before all of that each implementation says which of its problems it declares unsupported: by the time their group
+comes, its worker may have been lost for good over others, and nobody could be asked.
 """
 
 from __future__ import annotations
@@ -55,11 +58,28 @@ class FirstCall:
 class Ahead:
     """What is there before the first group. first_calls: by implementation and problem key, where no compiler is slow
     (a guard of torch.compile may yet refuse a second preparation). oracles: the referee's answer by group.
+    unsupported: the reasons declared, by implementation and problem key.
     """
 
     prepared: Prepared = field(default_factory=dict)
     first_calls: dict[tuple[str, str], FirstCall] = field(default_factory=dict)
     oracles: dict[str, Message] = field(default_factory=dict)
+    unsupported: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+
+def declared_unsupported(plans: Sequence[GroupPlan], crew: Crew) -> dict[tuple[str, str], list[str]]:
+    """As in an ``Ahead``, of the implementations whose workers are there; what fails here is asked again later."""
+    posed: dict[str, list[Message]] = {}
+    for plan in plans:
+        for name in filter(crew.pid, plan.impls):
+            posed.setdefault(name, []).extend(problem.to_json() for problem in plan.problems)
+    asked = {name: {"problems": problems} for name, problems in posed.items()}
+    return {
+        (name, key): reasons
+        for name, reply in crew.call_all("declare", asked)
+        if not isinstance(reply, Failure)
+        for key, reasons in reply["unsupported"].items()
+    }
 
 
 def prepare_ahead(

@@ -82,8 +82,9 @@ class GroupRun:
         self._order: dict[str, list[list[str]]] = {}
 
     def execute(self) -> tuple[list[Cell], Group]:
+        self._note_unsupported()
         with self._phase("start"):
-            self._crew.start(list(self.plan.impls))
+            self._crew.start(list(dict.fromkeys(draft.impl for draft in self._living())))
         self._note_absences()
         with self._phase("prepare"):
             self._asked_oracle = bool(self._living()) and not self._oracle
@@ -110,9 +111,15 @@ class GroupRun:
 
     # ---- phases -------------------------------------------------------------------------------------------
 
+    def _note_unsupported(self) -> None:
+        """What was declared ahead: no worker is needed for it, nor does the loss of one change it."""
+        for draft in self._drafts:
+            if reasons := self._conditions.ahead.unsupported.get((draft.impl, draft.problem.key)):
+                draft.failure = _unsupported(reasons)
+
     def _note_absences(self) -> None:
         absences = self._crew.absences(list(self.plan.impls))
-        for draft in self._drafts:
+        for draft in self._living():
             draft.failure = absences.get(draft.impl)
 
     def _prepare_all(self, problem: Problem) -> None:
@@ -345,7 +352,7 @@ class GroupRun:
         if isinstance(reply, Failure):
             draft.failure = reply
         elif reply["unsupported"]:
-            draft.failure = Failure(Status.UNSUPPORTED, "; ".join(reply["unsupported"]))
+            draft.failure = _unsupported(reply["unsupported"])
         else:
             draft.prepared_by = self._crew.pid(draft.impl)
             here = reply["prepare_ms"], reply["first_call_ms"]
@@ -391,6 +398,10 @@ class GroupRun:
             phases=self._phases,
             foreign=None if self._foreign is None else sorted(self._foreign),
         )
+
+
+def _unsupported(reasons: list[str]) -> Failure:
+    return Failure(Status.UNSUPPORTED, "; ".join(reasons))
 
 
 def oracle_folder(scratch: Path, plan: GroupPlan) -> Path:

@@ -27,7 +27,7 @@ import psutil
 
 from attnbench.harness.measure.clocks import ClockReader
 from attnbench.harness.run import environment
-from attnbench.harness.run.ahead import Ahead, prepare_ahead
+from attnbench.harness.run.ahead import Ahead, declared_unsupported, prepare_ahead
 from attnbench.harness.run.crew import Crew
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.gpus import Gpu, visible_gpus
@@ -239,7 +239,10 @@ def _look_ahead(
     _tell(state, "compile ahead")
     # Which device gets which group is open while there are several: each works out its own oracles as they come.
     folder_of = partial(oracle_folder, scratch) if len(options.devices) == 1 and _in_memory(scratch) else None
-    return prepare_ahead(plans, crew, options.time_limit_s, crew.device_facts.get("memory_mib"), folder_of)
+    unsupported = declared_unsupported(plans, crew)
+    memory_mib = crew.device_facts.get("memory_mib")
+    ready = prepare_ahead(plans, crew, options.time_limit_s, memory_mib, folder_of)
+    return replace(ready, unsupported=unsupported)
 
 
 def _tell(state: _State, phase: str) -> None:

@@ -165,6 +165,13 @@ class Solver:
             "approximate": self._implementation.approximate,
         }
 
+    def do_declare(self, problems: list[dict[str, Any]]) -> Message:
+        """Why it refuses those of the problems that it declares unsupported, by their keys."""
+        assert self._implementation is not None, "declare before hello"
+        posed = [Problem.from_json(problem) for problem in problems]
+        reasons = {p.key: self._implementation.unsupported_reasons(p, self._where()) for p in posed}
+        return {"unsupported": {key: found for key, found in reasons.items() if found}}
+
     def _where(self) -> Device:
         return device_of(self._device)
 

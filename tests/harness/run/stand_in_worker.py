@@ -47,6 +47,7 @@ def in_a_run(role: str, operation: str) -> Message:
             "unavailable": "planted" if role == "absent" else "",
             "compile_processes": 2 if "compiles" in role else 1,
         },
+        "declare": {"unsupported": {"planted": ["planted"]} if role.startswith("declines") else {}},
         "prepare": {"unsupported": [], "prepare_ms": 1.0, "first_call_ms": 2.0},
         "judge": {"judgement": judgement(ok=role != "wrong"), "memory": WEIGHED},
         "weigh": WEIGHED,

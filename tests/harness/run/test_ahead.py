@@ -15,7 +15,7 @@ import pytest
 
 from attnbench.harness.problem import Problem
 from attnbench.harness.run import ahead, process
-from attnbench.harness.run.ahead import Ahead, prepare_ahead
+from attnbench.harness.run.ahead import Ahead, declared_unsupported, prepare_ahead
 from attnbench.harness.run.crew import Crew
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.process import REFEREE
@@ -54,6 +54,12 @@ def plans(impls: Sequence[str], lengths: Sequence[int] = (8, 16, 32)) -> list[Gr
 def look_ahead(crew: Crew, posed: list[GroupPlan], **options: Any) -> Ahead:
     crew.start(list(posed[0].impls))
     return prepare_ahead(posed, crew, 30.0, **options)
+
+
+def test_each_that_is_there_declares_what_it_refuses(crew: Crew) -> None:
+    crew.start(["declines", "a", "leaves_in_declare", "absent"])
+    found = declared_unsupported(plans(["leaves_in_declare", "declines", "a", "absent"]), crew)
+    assert found == {("declines", "planted"): ["planted"]}
 
 
 def test_nothing_is_done_where_no_compiler_is_slow(crew: Crew) -> None:

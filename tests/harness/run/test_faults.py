@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attnbench.harness.run import crew
 from attnbench.harness.run.record import Cell, Status
 from attnbench.harness.run.runner import RunOptions, run
 
@@ -40,14 +42,19 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def cells(planted: Any, quiet: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
+def faulty(planted: Any) -> Any:
+    planted.register({name: f"faulty:{name}" for name in (*FAULTS, "segfaults_forward")})
+    return planted
+
+
+@pytest.fixture(scope="module")
+def cells(faulty: Any, quiet: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
     """All faults in one group, so that each has all the others for neighbours."""
-    planted.register({name: f"faulty:{name}" for name in FAULTS})
     output = tmp_path_factory.mktemp("faults") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNBENCH_HOST_MEMORY_BYTES", str(2 * 2**30))
         run(
-            [planted.group(list(FAULTS))],
+            [faulty.group(list(FAULTS))],
             RunOptions(("cpu",), output, rounds=3, samples=3, time_limit_s=6, memory=False),
             quiet,
         )
@@ -70,6 +77,18 @@ def test_a_crash_leaves_its_traceback_as_evidence(cells: dict[str, Cell]) -> Non
 
 def test_an_exception_leaves_its_traceback_as_evidence(cells: dict[str, Cell]) -> None:
     assert "in _raise" in cells["raises"].evidence
+
+
+def test_what_is_declared_unsupported_stays_so_when_the_worker_is_lost_for_good(
+    faulty: Any, quiet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "MOST_LOSSES", 1)
+    told = type(quiet)()
+    options = RunOptions(("cpu",), tmp_path / "run", rounds=1, samples=1, memory=False)
+    run([faulty.group(["segfaults_forward"], directions=("fwd", "bwd"))], options, told)
+    forward, backward = told.cells
+    assert forward.status is Status.CRASHED
+    assert (backward.status, backward.reasons) == (Status.UNSUPPORTED, ["has no backward pass"])
 
 
 def test_no_worker_is_left(cells: dict[str, Cell], planted: Any) -> None:

@@ -307,6 +307,17 @@ def test_an_unsupported_problem_is_told_with_its_reasons(script: Script) -> None
     assert script.count("a", "judge") == 1
 
 
+def test_what_was_declared_unsupported_ahead_needs_no_worker(script: Script) -> None:
+    posed = plan(directions=("fwd", "bwd"))
+    fwd, bwd = (problem.key for problem in posed.problems)
+    declared = {("a", fwd): ["no mask"], ("a", bwd): ["no mask", "no backward"], ("b", bwd): ["no backward"]}
+    cells, _ = execute(posed, ahead=Ahead(unsupported=declared))
+    refused = {name: cell.reasons for name, cell in cells.items() if cell.status is Status.UNSUPPORTED}
+    assert refused == {"a/fwd": ["no mask"], "a/bwd": ["no mask; no backward"], "b/bwd": ["no backward"]}
+    assert cells["b/fwd"].status is Status.OK
+    assert {role for role, _, _ in script.asked} == {"b", REFEREE}
+
+
 def test_a_round_without_a_judgement_is_not_counted_as_checked(script: Script) -> None:
     script.plant("a", "turn", {"judgement": None})
     cells, _ = execute(plan(dropout_p=0.1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
@@ -142,6 +143,10 @@ class Old(Faulty):
     contract = 0
 
 
+class ForwardOnly(Faulty):
+    capabilities = dataclasses.replace(Faulty.capabilities, backward=False)
+
+
 steady = Faulty()
 segfaults = Faulty(_segfault)
 aborts = Faulty(_abort)
@@ -162,3 +167,4 @@ be_killed = Faulty(_be_killed)
 wrong_when_timed = Faulty(WrongWhenTimed())
 replays = Faulty(Replaying())
 old = Old()
+segfaults_forward = ForwardOnly(_segfault)
