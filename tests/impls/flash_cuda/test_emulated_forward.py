@@ -1,13 +1,10 @@
 """Forms of the forward kernel, emulated: block lists, split keys, packed groups, dropout shared by two warps."""
 
-import shutil
-
 import pytest
 import torch
 
 from attnbench.impls.flash_api import BlockMask, call, dropout_effective_p, dropout_keep_mask
 from attnbench.impls.flash_cuda import flash_attention
-from attnbench.impls.flash_cuda.build import CSRC
 
 pytestmark = pytest.mark.emulated
 
@@ -191,12 +188,3 @@ def seen(emulate, judge):
         except emulate.EmulationError:
             return True
     return False
-
-
-def broken(file, old, new):
-    """A copy of the sources with one place changed."""
-    csrc = shutil.copytree(CSRC, broken / "csrc")
-    text = (csrc / file).read_text()
-    assert old in text, f"{file} has no {old!r} to break"
-    (csrc / file).write_text(text.replace(old, new))
-    return csrc
