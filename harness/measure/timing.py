@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 # Bound here, before any plugin is loaded that might put another clock in its place.
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -214,3 +214,22 @@ def warm_up(call: Call, device: torch.device, *, budget_ms: float = 10.0, settle
         if len(last) == 3 and max(last) - min(last) <= settle * min(last):
             break
     return Warm(len(times), times[-1], queue_ms)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a call took last, and how long the stream must be held to queue a turn of them; both in ms. queue_ms:
+    where none was queued yet, what queueing one call took while it was warmed up.
+    """
+
+    call_ms: float
+    hold_ms: float
+    queue_ms: float = 0.0
+
+    @classmethod
+    def of(cls, warm: Warm) -> Self:
+        return cls(warm.call_ms, first_hold_ms(warm.call_ms), warm.queue_ms)
+
+    def hold_for(self, calls: int) -> float:
+        """How long to hold the stream for a turn of so many calls."""
+        return first_hold_ms(self.call_ms, calls * self.queue_ms) if self.queue_ms else self.hold_ms

@@ -9,32 +9,31 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Self
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from attnbench.harness import registry
 from attnbench.harness.contract import Device, Implementation, Prepared
-from attnbench.harness.measure.capture import CaptureFailed, replaying
+from attnbench.harness.measure.capture import CaptureFailed
 from attnbench.harness.measure.clocks import ClockReader
 from attnbench.harness.measure.energy import energy_of
-from attnbench.harness.measure.memory import MIB, Peak, held_mib, peak_of, reserve
+from attnbench.harness.measure.memory import MIB, Peak, held_mib, peak_of
 from attnbench.harness.measure.timing import (
     LONGEST_HOLD_MS,
     Around,
     CacheFlush,
     Call,
+    Pace,
     Turn,
     Warm,
-    first_hold_ms,
     take_turn,
     warm_up,
 )
 from attnbench.harness.oracle.dropout import GeneratorState
-from attnbench.harness.oracle.inputs import Inputs, make_inputs
+from attnbench.harness.oracle.inputs import Inputs
 from attnbench.harness.oracle.judge import Oracle, WrongAnswer, judge
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.calls import (
@@ -53,7 +52,8 @@ from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Judgement, Status, to_plain
 from attnbench.harness.run.slots import is_long, slot_seed
 from attnbench.harness.run.source import source_hash
-from attnbench.harness.run.symmetry import Renewed, Symmetry
+from attnbench.harness.run.subject import Subject, Timed, drawn_inputs
+from attnbench.harness.run.symmetry import Symmetry
 from attnbench.harness.run.worker import Refusal
 
 # A longer call has brought back caches and clocks long before it is done.
@@ -65,60 +65,11 @@ PREPARE_SLOT = 99  # inputs of the first call, thrown away: never those that are
 
 
 @dataclass(frozen=True)
-class Timed:
-    """The call of one slot, and its inputs, which are other ones after each call."""
-
-    call: Call
-    renewed: Renewed
-
-    def once(self) -> None:
-        """One call that is no sample."""
-        self.call()
-        device = self.renewed.inputs.q.device
-        if device.type == "cuda":  # a call may leave another stream current
-            torch.cuda.set_stream(torch.cuda.default_stream(device))
-        self.renewed.renew()
-
-
-@dataclass
-class Subject:
-    """A prepared problem whose inputs are in place: one call for each slot that was needed so far. held_mib: of torch's
-    allocator, before any was. states: of torch's generators before the last call whose dropout mask will be asked for.
-    """
-
-    problem: Problem
-    held_mib: float
-    warm: bool = False
-    reserved: bool = False
-    timed: dict[int, Timed] = field(default_factory=dict)
-    states: dict[int, GeneratorState] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Seen:
     """A timed call's results as they stood when its sample ended, and how its inputs differed from the drawn ones."""
 
     results: tuple[torch.Tensor, ...]
     symmetry: Symmetry
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long a call took last, and how long the stream must be held to queue a turn of them; both in ms. queue_ms:
-    where none was queued yet, what queueing one call took while it was warmed up.
-    """
-
-    call_ms: float
-    hold_ms: float
-    queue_ms: float = 0.0
-
-    @classmethod
-    def of(cls, warm: Warm) -> Self:
-        return cls(warm.call_ms, first_hold_ms(warm.call_ms), warm.queue_ms)
-
-    def hold_for(self, calls: int) -> float:
-        """How long to hold the stream for a turn of so many calls."""
-        return first_hold_ms(self.call_ms, calls * self.queue_ms) if self.queue_ms else self.hold_ms
 
 
 class Solver:
@@ -268,16 +219,18 @@ class Solver:
 
         Not for CUDA graphs, which are for one worker at a time to record.
         """
-        posed = self._problem(problem)
         with self._giving_back():
-            subject = self._put_in_place(posed)
-            for slot, path in enumerate(probes):
-                self._timed(slot, graph=False)
-                if not posed.dropout_p:
-                    self._drawn_probe(path)
-            self._reserve(subject)
+            self._place(self._problem(problem), probes)
         self._synchronize()
         return {}
+
+    def _place(self, problem: Problem, probes: list[str]) -> None:
+        subject = self._put_in_place(problem)
+        for slot, path in enumerate(probes):
+            subject.timed(slot, graph=False)
+            if not problem.dropout_p:
+                self._drawn_probe(path)
+        subject.reserve()
 
     def do_turn(
         self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str, keep_memory: bool
@@ -294,7 +247,8 @@ class Solver:
 
     @contextmanager
     def _giving_back(self) -> Iterator[None]:
-        """Gives the memory back when what is done here raises."""
+        """Gives the memory back when what is called here raises: the frames of what was called no longer hold it, that
+        of the caller may."""
         try:
             yield
         except CaptureFailed:  # nothing of torch's allocator may be touched any more
@@ -306,12 +260,13 @@ class Solver:
 
     def _turn(self, problem: str, probes: list[str], samples: int, turn_ms: float, mode: str) -> Message:
         posed = self._problem(problem)
-        warmup_calls = self._warm_up(posed, len(probes), graph="graph" in mode)
-        turn, slot = self._take_turn(posed, len(probes), samples, turn_ms, mode)
+        subject = self._put_in_place(posed)
+        warmup_calls = self._warm_up(subject, len(probes), graph="graph" in mode)
+        turn, slot = self._take_turn(subject, len(probes), samples, turn_ms, mode)
         seen: Seen = turn.seen
         if "graph" not in mode:  # a replay writes over the results of the one before it
             refuse_unfinished(turn.kept, seen.results)
-        probe = self._probe(posed, probes[slot], slot, seen.symmetry)
+        probe = self._probe(subject, probes[slot], slot, seen.symmetry)
         judgement = _judged(probe, named(posed, seen.results)) if probe else None
         return {
             "ms": turn.ms,
@@ -326,22 +281,21 @@ class Solver:
         }
 
     def _take_turn(
-        self, problem: Problem, slots: int, samples: int, turn_ms: float, mode: str
+        self, subject: Subject, slots: int, samples: int, turn_ms: float, mode: str
     ) -> tuple[Turn, int]:
         """A turn of the subject's calls, and the slot of the one whose results are kept."""
-        graph, pace = "graph" in mode, self._paces[problem.key]
+        graph, pace = "graph" in mode, self._paces[subject.problem.key]
         count = max(1, min(samples, int(turn_ms / max(pace.call_ms, 1e-3))))
         taken = [(self._calls_made + i) % slots for i in range(count)]
-        timed = [self._timed(slot, graph=graph) for slot in taken]
-        before = self._before(slots, graph=graph) if pace.call_ms <= LONGEST_REWARMED_MS else None
-        assert self._subject is not None, "no subject"
-        self._reserve(self._subject)
+        timed = [subject.timed(slot, graph=graph) for slot in taken]
+        before = self._before(subject, slots, graph=graph) if pace.call_ms <= LONGEST_REWARMED_MS else None
+        subject.reserve()
         for one, changes in Counter([*timed, *([before] if before else [])]).items():
             one.renewed.draw(changes)
         self._calls_made += count
         keep = self._random.randrange(count)
         calls = [one.call for one in timed]
-        calls[keep] = self._with_state(problem, taken[keep], calls[keep])
+        calls[keep] = subject.noting_state(taken[keep], calls[keep])
         turn = take_turn(
             calls,
             device=self._device,
@@ -355,7 +309,7 @@ class Solver:
             clocks=self._clocks,
             hold_ms=pace.hold_for(count + bool(before)),
         )
-        self._paces[problem.key] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
+        self._paces[subject.problem.key] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
         return turn, taken[keep]
 
     def do_energy(self, problem: str, probes: list[str], mode: str) -> Message:
@@ -364,10 +318,11 @@ class Solver:
         The inputs are marked as changed before each call, and not changed: that would cost energy of its own.
         """
         posed, graph = self._problem(problem), "graph" in mode
-        self._warm_up(posed, len(probes), graph=graph)
-        calls = [_marking(posed, self._timed(slot, graph=graph)) for slot in range(len(probes))]
+        subject = self._put_in_place(posed)
+        self._warm_up(subject, len(probes), graph=graph)
+        calls = [_marking(posed, subject.timed(slot, graph=graph)) for slot in range(len(probes))]
         found = energy_of(calls, self._paces[problem].call_ms, self._device, self._clocks)
-        del calls
+        del calls, subject
         self.do_release()
         return {"energy": to_plain(found)}
 
@@ -403,80 +358,51 @@ class Solver:
         return next(p for p in self._plan_open.problems if p.key == key)
 
     def _inputs(self, problem: Problem, slot: int) -> Inputs:
-        seed, kind = slot_seed(self._plan_open, slot), self._plan_open.inputs
-        return make_inputs(problem, seed, self._device, dout=problem.direction != "fwd", kind=kind)
+        return drawn_inputs(self._plan_open, problem, slot, self._device)
 
     def _put_in_place(self, problem: Problem) -> Subject:
         """Makes ``problem`` the subject, if it is not."""
         if self._subject is None or self._subject.problem != problem:
             self.do_release()
-            self._subject = Subject(problem, held_mib(self._device) or 0.0)
+            self._subject = Subject(
+                self._plan_open, problem, self._prepared[problem.key], self._device, self._peaks.get(problem.key),
+                held_mib(self._device) or 0.0,
+            )  # fmt: skip
         return self._subject
 
-    def _reserve(self, subject: Subject) -> None:
-        """Memory that the driver hands out during a sample would be in the sample: has it ready, once the inputs that
-        are needed first are in place.
-
-        It is what a call was weighed at, and of one call the results and the copy of them that are compared; less what
-        a backward's sets have of it already, each having kept a forward's part.
-        """
-        problem, sets = subject.problem, len(subject.timed)
-        if subject.reserved or self._device.type != "cuda" or problem.key not in self._peaks:
-            return
-        subject.reserved = True
-        peak, results = self._peaks[problem.key], 2 * problem.minimal_result_bytes / MIB
-        inputs = problem.input_bytes / MIB
-        due = sets * (inputs + peak) if problem.direction == "bwd" else sets * inputs + peak
-        held = (held_mib(self._device) or 0.0) - subject.held_mib
-        with suppress(torch.OutOfMemoryError):  # the sample will find what there is
-            reserve(max(min(peak, due - held), 0.0) + results, self._device)
-
-    def _warm_up(self, problem: Problem, slots: int, *, graph: bool) -> int:
+    def _warm_up(self, subject: Subject, slots: int, *, graph: bool) -> int:
         """Has the subject's first call warm, if it is not; returns how many calls that took."""
-        subject = self._put_in_place(problem)
         if subject.warm:
             return 0
         subject.warm = True
-        if self._device.type == "cuda" and problem.key in self._peaks:
-            if problem.key in self._paces:  # back from a release between turns
+        key = subject.problem.key
+        if self._device.type == "cuda" and subject.peak_mib is not None:
+            if key in self._paces:  # back from a release between turns
                 return 0
             if is_long(self._plan_open):
                 # A judged call is behind it, and caches and clocks come back early in the first sample.
-                self._paces[problem.key] = Pace(math.inf, LONGEST_HOLD_MS)
+                self._paces[key] = Pace(math.inf, LONGEST_HOLD_MS)
                 return 0
-        weighing = self._weighings.get(problem.key)
+        weighing = self._weighings.get(key)
         if weighing and weighing.call_ms >= LONGEST_WARMED_MS:
-            self._paces[problem.key] = Pace.of(weighing)
+            self._paces[key] = Pace.of(weighing)
             return 0
-        before = self._before(slots, graph=graph)
-        self._reserve(subject)
+        before = self._before(subject, slots, graph=graph)
+        subject.reserve()
         warm = warm_up(before.once, self._device)
-        self._paces[problem.key] = Pace.of(warm)
+        self._paces[key] = Pace.of(warm)
         return warm.calls
 
-    def _before(self, slots: int, *, graph: bool) -> Timed:
+    def _before(self, subject: Subject, slots: int, *, graph: bool) -> Timed:
         """What may be called ahead of the next sample: another slot than that sample's, where there is another."""
-        return self._timed((self._calls_made - 1) % slots, graph=graph)
+        return subject.timed((self._calls_made - 1) % slots, graph=graph)
 
-    def _timed(self, slot: int, *, graph: bool) -> Timed:
-        """The subject's call on the inputs of ``slot``, made when it is first needed."""
-        assert self._subject is not None, "no subject"
-        if slot not in self._subject.timed:
-            problem = self._subject.problem
-            inputs = self._inputs(problem, slot)
-            renewed = Renewed(problem, inputs, slot_seed(self._plan_open, slot))
-            if problem.dropout_p:
-                self._subject.states[slot] = GeneratorState.now(self._device)
-            make = partial(make_call, problem, self._prepared[problem.key], inputs, again=True)
-            self._subject.timed[slot] = Timed(replaying(make) if graph else make(), renewed)
-        return self._subject.timed[slot]
-
-    def _probe(self, problem: Problem, path: str, slot: int, symmetry: Symmetry) -> Oracle | None:
+    def _probe(self, subject: Subject, path: str, slot: int, symmetry: Symmetry) -> Oracle | None:
         """What a timed call is compared with: the slot's own, changed as its inputs were; with dropout, of the mask
         that the call drew.
         """
-        if problem.dropout_p:
-            return self._probe_its_mask(problem, slot, symmetry)
+        if subject.problem.dropout_p:
+            return self._probe_its_mask(subject, slot, symmetry)
         return symmetry.expected(self._drawn_probe(path))
 
     def _drawn_probe(self, path: str) -> Oracle:
@@ -498,34 +424,19 @@ class Solver:
         self._dropped[problem.key] = dataclasses.replace(oracle, tensors={})
         return oracle
 
-    def _probe_its_mask(self, problem: Problem, slot: int, symmetry: Symmetry) -> Oracle | None:
+    def _probe_its_mask(self, subject: Subject, slot: int, symmetry: Symmetry) -> Oracle | None:
         """None where that takes too long, but for the first call that is asked for."""
+        problem, state = subject.problem, subject.states[slot]
         judged, again = self._dropped[problem.key], problem.key in self._probed
         if again and not is_cheap_to_probe(problem, self._paces[problem.key].call_ms):
             return None
         self._probed.add(problem.key)
         assert self._implementation is not None, "turn before hello"
-        assert self._subject is not None, "no subject"
-        prepared, state = self._prepared[problem.key], self._subject.states[slot]
         inputs, seed = self._inputs(problem, slot), slot_seed(self._plan_open, slot)
         symmetry.change(inputs)
         with _answering():
-            probe = probe_oracle(problem, self._implementation, prepared, inputs, seed, state)
+            probe = probe_oracle(problem, self._implementation, subject.prepared, inputs, seed, state)
         return probe.with_budgets_of(judged)
-
-    def _with_state(self, problem: Problem, slot: int, call: Call) -> Call:
-        """The same call, which notes the generators' state before it, where it draws a mask. A ``bwd`` call draws
-        none: it uses that of the forward which was run when it was made."""
-        if not problem.dropout_p or problem.direction == "bwd":
-            return call
-        assert self._subject is not None, "no subject"
-        states = self._subject.states
-
-        def noting() -> Any:
-            states[slot] = GeneratorState.now(self._device)
-            return call()
-
-        return noting
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from attnbench.harness.contract import Candidate
-from attnbench.harness.measure.timing import warm_up
+from attnbench.harness.measure.timing import Pace, warm_up
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.calls import device_of, make_call
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.plan import GroupPlan
-from attnbench.harness.run.solver import Pace, Solver
+from attnbench.harness.run.solver import Solver
 
 SAMPLES = 5
 TURN_MS = 50.0
@@ -62,12 +62,15 @@ class Tuner(Solver):
     def _set_pace(self, problem: str, index: int, slots: int) -> None:
         """The candidate's last pace, or that of its first calls: another's says nothing of how long it takes and how
         long the stream must be held for it, if it can be held at all."""
-        if self._warm_up(self._problem(problem), slots, graph=False):
+        subject = self._put_in_place(self._problem(problem))
+        if self._warm_up(subject, slots, graph=False):
             return  # they were made just now
         if (problem, index) in self._own_paces:
             self._paces[problem] = self._own_paces[problem, index]
         else:
-            self._paces[problem] = Pace.of(warm_up(self._before(slots, graph=False).once, self._device))
+            self._paces[problem] = Pace.of(
+                warm_up(self._before(subject, slots, graph=False).once, self._device)
+            )
 
     @contextmanager
     def _using(self, plan: dict[str, Any], problem: str, index: int) -> Iterator[None]:

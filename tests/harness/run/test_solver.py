@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from attnbench.harness.problem import Direction, Problem
-from attnbench.harness.run import slots, solver
+from attnbench.harness.run import slots, solver, subject
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Status
 from attnbench.harness.run.referee import Referee
@@ -112,13 +113,13 @@ def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples_and_one_to_wa
     ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    draw = ready._inputs
+    draw = subject.drawn_inputs
 
-    def noting(problem: Problem, slot: int) -> Any:
+    def noting(posed: GroupPlan, problem: Problem, slot: int, device: Any) -> Any:
         drawn.append(slot)
-        return draw(problem, slot)
+        return draw(posed, problem, slot, device)
 
-    monkeypatch.setattr(ready, "_inputs", noting)
+    monkeypatch.setattr(subject, "drawn_inputs", noting)
     arguments = {"probes": oracle["probes"], "turn_ms": 1e9, "mode": "cold", "keep_memory": True}
     key = plan().problems[0].key
     for samples, slots_drawn in ((1, [2, 0]), (1, [2, 0, 1]), (5, [2, 0, 1]), (5, [2, 0, 1])):
@@ -135,7 +136,7 @@ def test_what_is_put_in_place_is_what_turns_are_timed_on(
     ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch, problem: Problem
 ) -> None:
     ready.do_place(problem.key, oracle["probes"])
-    monkeypatch.setattr(ready, "_inputs", None)
+    monkeypatch.setattr(subject, "drawn_inputs", None)
     monkeypatch.setattr(solver.Oracle, "load", None)
     turns = [ready.do_turn(problem.key, oracle["probes"], 3, 1e9, "cold", keep_memory=True) for _ in range(2)]
     assert [bool(turn["warmup_calls"]) for turn in turns] == [True, False]
@@ -147,41 +148,31 @@ def test_what_is_put_in_place_is_what_turns_are_timed_on(
 def test_what_cannot_be_put_in_place_leaves_no_memory_held(
     ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn: list[weakref.ref[torch.Tensor]] = []
+    draw, release = subject.drawn_inputs, ready.do_release
+    left: list[bool] = []
+
+    def noting(*arguments: Any) -> Any:
+        inputs = draw(*arguments)
+        drawn.append(weakref.ref(inputs.q))
+        return inputs
+
+    def releasing() -> Any:
+        reply = release()
+        left.append(any(tensor() is not None for tensor in drawn))
+        return reply
+
     def refuse(path: str) -> None:
         raise Refusal(Status.OOM, "planted")
 
+    monkeypatch.setattr(subject, "drawn_inputs", noting)
+    monkeypatch.setattr(ready, "do_release", releasing)
     monkeypatch.setattr(ready, "_drawn_probe", refuse)
     with pytest.raises(Refusal, match="planted"):
         ready.do_place(plan().problems[0].key, oracle["probes"])
     assert ready._subject is None
-
-
-@pytest.mark.parametrize(
-    ("direction", "sets", "kept", "reserved"),
-    [("fwd", 3, 0.0, 100.0), ("bwd", 1, 70.0, 30.0), ("bwd", 2, 140.0, 60.0), ("bwd", 3, 60.0, 100.0)],
-)
-def test_what_a_sample_needs_is_reserved_once_its_inputs_are_in_place(
-    monkeypatch: pytest.MonkeyPatch, direction: Direction, sets: int, kept: float, reserved: float
-) -> None:
-    """Of a call that was weighed at 100 MiB; kept: MiB that the sets' forwards left."""
-    posed = plan().problems[0].with_direction(direction)
-    inputs, results = posed.input_bytes / 2**20, posed.minimal_result_bytes / 2**20
-    asked: list[float] = []
-
-    def reserve(mib: float, _: Any) -> None:
-        asked.append(mib)
-        raise solver.torch.OutOfMemoryError
-
-    monkeypatch.setattr(solver, "reserve", reserve)
-    monkeypatch.setattr(solver, "held_mib", lambda _: 5.0 + sets * inputs + kept)
-    made = Solver("standard", "cuda")
-    subject = solver.Subject(posed, held_mib=5.0, timed=dict.fromkeys(range(sets)))  # type: ignore[arg-type]
-    made._reserve(subject)
-    assert asked == []  # it was never weighed
-    made._peaks[posed.key] = 100.0
-    made._reserve(subject)
-    made._reserve(subject)
-    assert asked == pytest.approx([reserved + 2 * results])
+    assert drawn
+    assert not left[-1]
 
 
 def test_a_long_problem_is_one_that_takes_the_fastest_card_tens_of_milliseconds() -> None:
