@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -19,6 +24,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same examples everywhere, and no verdict that depends on how busy the machine is.
 hypothesis.settings.register_profile("attnbench", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("attnbench")
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[str, Path], ModuleType]:
+    """``load_module(name, file)``: a module that tests share and that lies in no package."""
+
+    def load(name: str, file: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

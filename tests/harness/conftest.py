@@ -5,9 +5,7 @@ Plugins planted by tests are found like any installed one, by their entry points
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,16 +16,9 @@ Register = Callable[[Mapping[str, str], Path], None]
 
 
 @pytest.fixture(scope="session")
-def builder() -> ModuleType:
+def builder(load_module: Callable[[str, Path], ModuleType]) -> ModuleType:
     """The maker of made-up runs, ``report/builder.py``."""
-    path = Path(__file__).parent / "report" / "builder.py"
-    spec = importlib.util.spec_from_file_location("run_builder", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module("run_builder", Path(__file__).parent / "report" / "builder.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,130 +1,31 @@
-"""One group: the order of its work, and what becomes of a cell at every point where it can fail.
-
-The crew is the real one; its workers are scripted and live in this process.
-"""
+"""One group: the order of its work, and who shares the device with whom."""
 
 from __future__ import annotations
 
-import itertools
 import runpy
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attnbench.harness.problem import Direction, Problem
-from attnbench.harness.run import crew as crew_module
 from attnbench.harness.run import slots
 from attnbench.harness.run.ahead import Ahead, FirstCall
-from attnbench.harness.run.channel import Message
-from attnbench.harness.run.crew import MOST_LOSSES, Crew
-from attnbench.harness.run.draft import OWN_MASK
-from attnbench.harness.run.group import Conditions, GroupRun
-from attnbench.harness.run.plan import GroupPlan
+from attnbench.harness.run.group import GroupRun
 from attnbench.harness.run.process import REFEREE, WorkerLost
-from attnbench.harness.run.record import Cell, Energy, Group, Memory, Status
+from attnbench.harness.run.record import Energy, Memory, Status
 from attnbench.harness.run.room import RESIDENT_SHARE
 
-STAND_IN = runpy.run_path(str(Path(__file__).parent / "stand_in_worker.py"))
-in_a_run, judgement = STAND_IN["in_a_run"], STAND_IN["judgement"]
-
-Outcome = Message | WorkerLost
-CRASH = WorkerLost(Status.CRASHED, "planted crash", "its stderr")
-OUT_OF_MEMORY = {"ok": False, "status": "OOM", "reason": "planted", "evidence": "", "fatal": False}
-REFUSED = {"ok": False, "status": "INCORRECT", "reason": "shape", "evidence": "", "fatal": False}
-
-
-class Script:
-    """What was asked, and what some answers are instead of good ones."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, Message]] = []
-        self.pids = itertools.count(100)
-        self._planted: dict[tuple[str, str], list[Outcome | None]] = {}
-
-    def plant(self, role: str, operation: str, *outcomes: Outcome | None) -> None:
-        """The first answers of ``role`` to ``operation``; None is a good one, and all after them are good."""
-        self._planted[role, operation] = list(outcomes)
-
-    def answer(self, role: str, operation: str) -> Outcome:
-        planted = self._planted.get((role, operation))
-        found = planted.pop(0) if planted else None
-        if isinstance(found, WorkerLost):
-            return found
-        return {"ok": True} | in_a_run(role, operation) | (found or {})
-
-    def order(self, *operations: str) -> list[tuple[str, str]]:
-        return [(role, operation) for role, operation, _ in self.asked if operation in operations]
-
-    def count(self, role: str, operation: str) -> int:
-        return self.order(operation).count((role, operation))
-
-
-class ScriptedWorker:
-    def __init__(self, script: Script, role: str) -> None:
-        self.role, self.pid = role, next(script.pids)
-        self._script = script
-        self._operation = ""
-
-    def ask(self, operation: str, **arguments: Any) -> None:
-        self._operation = operation
-        self._script.asked.append((self.role, operation, arguments | {"pid": self.pid}))
-
-    def answer(self, time_limit_s: float) -> Message:
-        outcome = self._script.answer(self.role, self._operation)
-        if isinstance(outcome, WorkerLost):
-            raise outcome
-        return outcome
-
-    def ask_to_leave(self) -> None: ...
-    def quit(self) -> None: ...
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    made = Script()
-    monkeypatch.setattr(crew_module, "Worker", lambda role, device, logs, path: ScriptedWorker(made, role))
-    return made
-
-
-def plan(
-    impls: Sequence[str] = ("a", "b"), directions: Sequence[Direction] = ("fwd",), **changes: Any
-) -> GroupPlan:
-    problem = Problem(**{"batch": 1, "heads": 1, "seqlen_q": 8, "head_dim": 8} | changes)
-    problems = tuple(problem.with_direction(direction) for direction in directions)
-    return GroupPlan("s", "c", "w", problem.group_key, problems, tuple(impls), "normal", 3)
-
-
-def conditions(**changes: Any) -> Conditions:
-    told: dict[str, Any] = {
-        "run": "r", "rounds": 3, "samples": 2, "mode": "cold", "memory": True, "memory_mib": None,
-        "scratch": Path(tempfile.gettempdir()) / "attnbench-test-group",
-    }  # fmt: skip
-    return Conditions(**told | changes)
-
-
-def started_crew() -> Crew:
-    """As the runner hands it to a group: the referee is there."""
-    crew = Crew("cpu", Path("logs"), 30.0)
-    crew.start_referee()
-    return crew
-
-
-def made(posed: GroupPlan, **changes: Any) -> GroupRun:
-    return GroupRun(posed, started_crew(), conditions(**changes), lambda phase: None)
-
-
-def execute(posed: GroupPlan, **changes: Any) -> tuple[dict[str, Cell], Group]:
-    """Cells by ``impl/direction``."""
-    cells, group = made(posed, **changes).execute()
-    assert group.cells == [cell.id for cell in cells] == posed.cells
-    return {f"{cell.impl}/{cell.problem.direction}": cell for cell in cells}, group
-
-
-# ---- all is well ------------------------------------------------------------------------------------------
+SCRIPTED = runpy.run_path(str(Path(__file__).parent / "scripted_crew.py"))
+CRASH = SCRIPTED["CRASH"]
+OUT_OF_MEMORY = SCRIPTED["OUT_OF_MEMORY"]
+Outcome = SCRIPTED["Outcome"]
+Script = SCRIPTED["Script"]
+conditions = SCRIPTED["conditions"]
+execute = SCRIPTED["execute"]
+plan = SCRIPTED["plan"]
+script = SCRIPTED["script"]
+started_crew = SCRIPTED["started_crew"]
 
 
 def test_every_cell_is_judged_and_timed_in_every_round(script: Script) -> None:
@@ -283,196 +184,6 @@ def test_samples_that_could_not_be_held_are_a_warning(script: Script) -> None:
     assert cells["a/fwd"].timing.unheld == 8
     assert cells["a/fwd"].warnings[0].startswith("in 2 of 3 rounds the stream could not be held")
     assert cells["b/fwd"].warnings == []
-
-
-# ---- never started ----------------------------------------------------------------------------------------
-
-
-def test_an_unavailable_implementation_is_asked_nothing(script: Script) -> None:
-    script.plant("a", "hello", {"unavailable": "needs another card"})
-    cells, _ = execute(plan(directions=("fwd", "bwd")))
-    for direction in ("fwd", "bwd"):
-        assert cells[f"a/{direction}"].status is Status.UNAVAILABLE
-        assert cells[f"a/{direction}"].reasons == ["needs another card"]
-        assert cells[f"b/{direction}"].status is Status.OK
-    assert script.order("prepare", "judge", "turn").count(("a", "prepare")) == 0
-
-
-def test_an_unsupported_problem_is_told_with_its_reasons(script: Script) -> None:
-    script.plant("a", "prepare", {"unsupported": ["head_dim 8", "no mask"]})
-    cells, _ = execute(plan(directions=("fwd", "bwd")))
-    assert cells["a/fwd"].status is Status.UNSUPPORTED
-    assert cells["a/fwd"].reasons == ["head_dim 8; no mask"]
-    assert cells["a/bwd"].status is Status.OK
-    assert script.count("a", "judge") == 1
-
-
-def test_what_was_declared_unsupported_ahead_needs_no_worker(script: Script) -> None:
-    posed = plan(directions=("fwd", "bwd"))
-    fwd, bwd = (problem.key for problem in posed.problems)
-    declared = {("a", fwd): ["no mask"], ("a", bwd): ["no mask", "no backward"], ("b", bwd): ["no backward"]}
-    cells, _ = execute(posed, ahead=Ahead(unsupported=declared))
-    refused = {name: cell.reasons for name, cell in cells.items() if cell.status is Status.UNSUPPORTED}
-    assert refused == {"a/fwd": ["no mask"], "a/bwd": ["no mask; no backward"], "b/bwd": ["no backward"]}
-    assert cells["b/fwd"].status is Status.OK
-    assert {role for role, _, _ in script.asked} == {"b", REFEREE}
-
-
-def test_a_round_without_a_judgement_is_not_counted_as_checked(script: Script) -> None:
-    script.plant("a", "turn", {"judgement": None})
-    cells, _ = execute(plan(dropout_p=0.1))
-    timing = cells["a/fwd"].timing
-    assert timing is not None
-    assert timing.checked == len(timing.rounds) - 1
-    assert cells["a/fwd"].warnings == [OWN_MASK]
-
-
-# ---- out of memory ----------------------------------------------------------------------------------------
-
-
-def test_out_of_memory_beside_the_others_is_tried_again_alone(script: Script) -> None:
-    script.plant("a", "prepare", OUT_OF_MEMORY)
-    cells, _ = execute(plan())
-    assert cells["a/fwd"].status is Status.OK
-    asked = script.order("prepare", "release", "weigh")
-    assert script.count("a", "prepare") == 2
-    again = len(asked) - 1 - asked[::-1].index(("a", "prepare"))
-    assert {("a", "release"), ("b", "release")} <= set(
-        asked[2:again]
-    )  # its neighbours' memory was given back
-    assert asked[again + 1] == ("a", "weigh")
-
-
-def test_out_of_memory_alone_is_its_own(script: Script) -> None:
-    script.plant("a", "prepare", OUT_OF_MEMORY, OUT_OF_MEMORY)
-    cells, _ = execute(plan())
-    assert cells["a/fwd"].status is Status.OOM
-    assert cells["b/fwd"].status is Status.OK
-    assert script.count("a", "prepare") == 2
-    assert script.count("a", "judge") == 0
-
-
-@pytest.mark.parametrize("operation", ["judge", "turn"])
-def test_out_of_memory_later_is_not_tried_again(script: Script, operation: str) -> None:
-    script.plant("a", operation, OUT_OF_MEMORY)
-    cells, _ = execute(plan())
-    assert cells["a/fwd"].status is Status.OOM
-    assert script.count("a", operation) == 1
-
-
-# ---- lost -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("status", [Status.CRASHED, Status.TIMEOUT])
-def test_a_worker_lost_in_preparation_is_tried_again_once_alone(script: Script, status: Status) -> None:
-    loss = WorkerLost(status, "planted loss", "its stderr")
-    script.plant("a", "prepare", loss)
-    script.plant("b", "prepare", loss, loss)
-    cells, _ = execute(plan(impls=("a", "b", "c")))
-    assert cells["a/fwd"].status is Status.OK
-    assert (cells["b/fwd"].status, cells["b/fwd"].reasons) == (status, ["planted loss"])
-    assert cells["b/fwd"].evidence == "its stderr"
-    assert [script.count(name, "prepare") for name in "abc"] == [2, 2, 1]
-
-
-def test_what_a_lost_worker_had_prepared_is_prepared_again_in_the_next(script: Script) -> None:
-    script.plant("a", "judge", CRASH)
-    cells, _ = execute(plan(directions=("fwd", "bwd")))
-    assert cells["a/fwd"].status is Status.CRASHED
-    assert cells["a/bwd"].status is Status.OK
-    prepared = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "prepare")]
-    judged = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "judge")]
-    assert len(prepared) == 3
-    assert prepared[2] == judged[1] != judged[0]
-    assert script.count("b", "prepare") == 2
-
-
-def test_a_worker_lost_while_timed_costs_that_direction_alone(script: Script) -> None:
-    script.plant("a", "turn", None, CRASH)
-    cells, group = execute(plan(directions=("fwd", "bwd")))
-    assert (cells["a/fwd"].status, cells["a/fwd"].timing) == (Status.CRASHED, None)
-    assert cells["a/fwd"].judgement is not None  # judged right before
-    assert cells["a/bwd"].status is Status.OK
-    assert [sorted(order) for order in group.order["fwd"]] == [["a", "b", REFEREE]] * 2 + [["b", REFEREE]]
-    turns = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "turn")]
-    prepared = [asked["pid"] for role, op, asked in script.asked if (role, op) == ("a", "prepare")]
-    assert turns[2] == prepared[-1] != turns[0]
-
-
-def test_losses_add_up_to_an_absence_with_the_last_of_them(script: Script) -> None:
-    script.plant("a", "judge", *[CRASH] * MOST_LOSSES)
-    directions: tuple[Direction, ...] = ("fwd", "bwd", "fwd_bwd")
-    crew = started_crew()
-    first, _ = GroupRun(plan(directions=directions), crew, conditions(), lambda phase: None).execute()
-    second, _ = GroupRun(plan(seqlen_q=9), crew, conditions(), lambda phase: None).execute()
-    assert [cell.status for cell in first if cell.impl == "a"] == [Status.CRASHED] * 3
-    (cell,) = (cell for cell in second if cell.impl == "a")
-    assert cell.status is Status.CRASHED
-    assert cell.reasons == [f"not started again after {MOST_LOSSES} losses; last: planted crash"]
-
-
-# ---- wrong ------------------------------------------------------------------------------------------------
-
-
-def test_what_is_judged_wrong_is_never_timed(script: Script) -> None:
-    script.plant("a", "judge", {"judgement": judgement(ok=False)})
-    cells, group = execute(plan())
-    assert cells["a/fwd"].status is Status.INCORRECT
-    assert cells["a/fwd"].reasons[0].startswith("out[0, 1, 0, 2] is 1.5, the oracle says 1;")
-    assert cells["a/fwd"].judgement is not None
-    assert script.count("a", "turn") == 0
-    assert all("a" not in order for order in group.order["fwd"])
-
-
-def test_a_timed_call_that_is_wrong_throws_all_its_samples_away(script: Script) -> None:
-    script.plant("a", "turn", None, {"judgement": judgement(ok=False)})
-    cells, _ = execute(plan())
-    assert (cells["a/fwd"].status, cells["a/fwd"].timing) == (Status.INCORRECT, None)
-    assert cells["a/fwd"].reasons[0].startswith("a timed call: out[0, 1, 0, 2]")
-    assert script.count("a", "turn") == 2
-    assert script.count("b", "turn") == 3
-
-
-@pytest.mark.parametrize("operation", ["judge", "turn"])
-def test_an_answer_of_the_wrong_form_is_incorrect_without_figures(script: Script, operation: str) -> None:
-    script.plant("a", operation, REFUSED)
-    cells, _ = execute(plan())
-    assert (cells["a/fwd"].status, cells["a/fwd"].reasons) == (Status.INCORRECT, ["shape"])
-    assert cells["a/fwd"].judgement is None
-
-
-# ---- the referee ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loss", [CRASH, OUT_OF_MEMORY], ids=["lost", "failed"])
-def test_without_an_oracle_nothing_is_timed_and_all_say_why(script: Script, loss: Outcome) -> None:
-    script.plant("b", "prepare", {"unsupported": ["no"]})
-    script.plant(REFEREE, "oracle", loss, loss)
-    posed, crew = plan(), started_crew()
-    cells, group = GroupRun(posed, crew, conditions(), lambda phase: None).execute()
-    assert [cell.status for cell in cells] == [Status.ERROR, Status.UNSUPPORTED]
-    assert cells[0].reasons[0].startswith("not judged, so not timed: the oracle failed: planted")
-    assert script.order("judge", "turn") == []
-    assert (group.oracle_ms, group.order) == (None, {})
-
-
-@pytest.mark.parametrize("loss", [CRASH, OUT_OF_MEMORY], ids=["lost", "failed"])
-def test_an_oracle_that_failed_beside_the_preparations_is_asked_again_alone(
-    script: Script, loss: Outcome
-) -> None:
-    script.plant(REFEREE, "oracle", loss)
-    cells, group = execute(plan())
-    assert {cell.status for cell in cells.values()} == {Status.OK}
-    assert script.count(REFEREE, "oracle") == 2
-    assert group.oracle_ms == 1.0
-
-
-def test_a_round_without_its_ceiling_stays_a_round(script: Script) -> None:
-    script.plant(REFEREE, "ceilings", None, CRASH)
-    cells, group = execute(plan())
-    assert {cell.status for cell in cells.values()} == {Status.OK}
-    assert group.ceilings["fwd"].gemm_tflops == [[1.0], [], [1.0]]
-    assert len(group.order["fwd"]) == 3
 
 
 # ---- energy -----------------------------------------------------------------------------------------------

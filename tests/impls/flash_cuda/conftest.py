@@ -1,11 +1,9 @@
 """`csrc` without a GPU: its arithmetic by NVRTC, which lists the values in PTX, and all of it emulated on a CPU."""
 
-import importlib.util
 import os
 import re
 import shutil
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -48,16 +46,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def emulate() -> ModuleType:
+def emulate(load_module: Callable[[str, Path], ModuleType]) -> ModuleType:
     """The emulator's front, `emulator/emulate.py`."""
-    path = Path(__file__).parent / "emulator" / "emulate.py"
-    spec = importlib.util.spec_from_file_location("flash_cuda_emulate", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module("flash_cuda_emulate", Path(__file__).parent / "emulator" / "emulate.py")
 
 
 @pytest.fixture(scope="session")
