@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from attnbench.harness.problem import DIRECTIONS
 from attnbench.harness.publish.devices import CPU
 from attnbench.harness.publish.families import Family
@@ -83,13 +85,14 @@ class Board:
 
     @property
     def impls(self) -> list[str]:
-        """All implementations: those first that lead more, by their mean place over the families."""
-        places: dict[str, list[float]] = {}
+        """All implementations, those first that lead more: by mean place over the families, then by mean score."""
+        standings: dict[str, list[tuple[float, float]]] = {}
         for board in self.families:
             last = len(board.places)
             for place in board.places:
-                places.setdefault(place.standing.impl, []).append(place.standing.rank or last)
-        return sorted(places, key=lambda impl: (sum(places[impl]) / len(places[impl]), impl))
+                own = place.standing
+                standings.setdefault(own.impl, []).append((own.rank or last, -(own.score.value or 0)))
+        return sorted(standings, key=lambda impl: (*np.mean(standings[impl], axis=0), impl))
 
 
 def boards(runs: Sequence[PublishedRun]) -> list[Board]:

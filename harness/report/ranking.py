@@ -3,7 +3,8 @@
 Implementations are ranked over the cells they all completed, by the geometric mean of a metric. For what was timed, the
 score of each is taken round by round against the field (the mean log-time of the ranked implementations in the
 same round), so that a card that slows down during a group costs nobody a place; two implementations whose score
-intervals overlap share their rank.
+intervals overlap share their rank. What gave up on many of the cells would keep the common ones short: it has no rank,
+and stands beside the leader over the cells that both completed.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from attnbench.harness.report.stats import Array, Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_COMMON = 0.5
-"""The common set holds at least this share of the cells that anyone completed, or a ranking would speak of a corner."""
+LEAST_COMMON = 0.9
+"""The common set holds at least this share of the cells that anyone completed, or a ranking would speak of a corner:
+what materialises the scores ends where sequences become long, and every other one is told apart there."""
 
 
 @dataclass(frozen=True)
 class Standing:
     """One implementation's place. rank: None if it is not ranked. covered: cells it completed, of Ranking.posed.
 
-    score: its geomean over that of the leader, oriented so that larger is better (leader 1). geomean: of the metric
-    over the common cells.
+    score: its geomean over that of the leader, oriented so that larger is better (leader 1); without a rank over the
+    cells that both completed. geomean: of the metric over the common cells.
     """
 
     impl: str
@@ -75,7 +77,17 @@ def rank(table: pd.DataFrame, metric: Metric, direction: str) -> Ranking:
     if not ranked:
         common = set()
     standings = _standings(done, metric, ranked, sorted(common), covered)
-    standings += [Standing(impl, covered[impl]) for impl in by_coverage if impl not in ranked]
+    for impl in by_coverage:
+        if impl not in ranked:
+            beside = (
+                cells[standings[0].impl] & cells.get(impl, set())
+                if ranked and impl not in approximate
+                else ()
+            )
+            score = (
+                _beside(done, metric, standings[0].impl, impl, sorted(beside)) if beside else Estimate(None)
+            )
+            standings.append(Standing(impl, covered[impl], score=score))
     return Ranking(metric, direction, posed["group"].nunique(), len(common), standings)
 
 
@@ -106,6 +118,16 @@ def _standings(
         )
         for impl in sorted(scores, key=lambda impl: (-(scores[impl].value or 0), impl))
     ]
+
+
+def _beside(done: pd.DataFrame, metric: Metric, leader: str, impl: str, cells: Sequence[str]) -> Estimate:
+    """Of an implementation without a rank: its geomean over the leader's, over the cells that both completed."""
+    of = done.set_index(["impl", "group"])
+    if metric.family == "time":
+        both = [_log_times([of.at[(name, cell), "round_ms"] for name in (leader, impl)]) for cell in cells]
+        return stats.geomean_over_cells([first - own for first, own in both])
+    logs = [np.log([of.at[(name, cell), metric.column] for cell in cells]) for name in (leader, impl)]
+    return Estimate(float(np.exp(np.mean(logs[0] - logs[1]))))
 
 
 def _log_times(rounds: Sequence[Array]) -> Array:

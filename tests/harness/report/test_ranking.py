@@ -55,11 +55,12 @@ def test_one_that_failed_is_listed_and_never_ranked(builder: ModuleType) -> None
 
 
 def test_only_common_cells_count(builder: ModuleType) -> None:
-    """``picky`` skips the problems on which everyone is slow; it may not win by that."""
-    cells = [builder.ok_cell("steady", p, 0.5 if p.seqlen_q > 2048 else 0.1) for p in PROBLEMS]
-    cells += [builder.ok_cell("picky", p, 0.45) for p in PROBLEMS[2:]]
+    """``picky`` skips the problem on which everyone is slow; it may not win by that."""
+    problems = [Problem(1, 16, 1024 * (1 + place), 64) for place in range(10)]
+    cells = [builder.ok_cell("steady", p, 0.5 if p != problems[0] else 0.01) for p in problems]
+    cells += [builder.ok_cell("picky", p, 0.45) for p in problems[1:]]
     found = ranking(builder, cells)
-    assert found.common == 2
+    assert found.common == 9
     assert places(found) == {"steady": 1, "picky": 2}
 
 
@@ -70,6 +71,21 @@ def test_one_with_too_few_cells_does_not_shrink_the_common_set(builder: ModuleTy
     assert found.common == 4
     assert places(found)["narrow"] is None
     assert found.order[-1] == "narrow"
+
+
+@pytest.mark.parametrize("metric", ["latency", "memory"])
+def test_what_has_no_rank_stands_beside_the_leader_over_its_own_cells(
+    builder: ModuleType, metric: str
+) -> None:
+    cells = [builder.ok_cell("a", p, 0.4 if p.seqlen_q < 8192 else 0.01) for p in PROBLEMS]
+    short = [builder.ok_cell("scores", p, 0.2) for p in PROBLEMS[:3]]
+    beside = ranking(builder, [*cells, *short], metric).standings[-1]
+    assert (beside.impl, beside.rank, beside.geomean) == ("scores", None, None)
+    ranked = ranking(builder, [*cells[:3], *short], metric).standings[-1]
+    assert ranked.rank == (2 if metric == "latency" else 1)
+    assert beside.score.value == pytest.approx(ranked.score.value)
+    if metric == "latency":
+        assert beside.score.low <= beside.score.value <= beside.score.high
 
 
 def test_memory_ties_only_where_equal(builder: ModuleType) -> None:
