@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.examination import Examination
 from attnbench.harness.conform.suite import sharing
 from attnbench.harness.conform.verdict import Finding, Pair, Verdict
-from attnbench.harness.run.waiting import wait_for_all
+from attnbench.harness.run.waiting import LOOK_EVERY_S, wait_for_all
 
 SHARE_BESIDE_OTHERS = 0.6
 """Of the device's memory, for a case that wants it to itself while other workers are about: the rest is theirs."""
-WORTH_A_WORKER = 50
-"""Questions left for which an implementation is given one more worker, if jobs are to spare: its start takes seconds, a
-case some hundredths of one. A slow compiler's case takes seconds itself: one question is enough."""
+START_S = 5.0
+"""What the start of one more worker costs: it imports torch and makes a context on the device."""
+LEAST_ANSWERS = 10
+"""Of an implementation, before they say how long its others will take: a first call is slow everywhere."""
 
 Tell = Callable[[Finding], None]
+Kind = tuple[object, ...]
 
 
 def examine_all(
@@ -42,7 +42,7 @@ def examine_all(
     budget_s: when it is spent no case is begun, and one that is not answered by then has no finding. found: pairs that
     are not asked.
     """
-    rounds = _Round(examination, tell, time.monotonic() + budget_s)
+    deadline = time.monotonic() + budget_s
     most = jobs if examination.device == "cpu" else max(1, jobs // 2)  # a core each, as ``jobs_for`` has it
     asked = {impl: [case for case in cases if (impl, case.id) not in found] for impl in impls}
     with ThreadPoolExecutor(max(1, jobs)) as pool:
@@ -50,10 +50,11 @@ def examine_all(
             abouts = {impl: pool.submit(examination.about, impl) for impl in impls if asked[impl]}
             wait_for_all(abouts.values())
             hands = [
-                _Hand.deal(impl, asked[impl], about.result().get("compile_processes", 1))
+                Hand(impl, asked[impl], about.result().get("compile_processes", 1))
                 for impl, about in abouts.items()
             ]
-            wait_for_all([pool.submit(rounds.work, hand, part) for hand, part in _order(hands, most)])
+            rounds = _Round(examination, tell, deadline, Posts(hands, most))
+            wait_for_all([pool.submit(rounds.work) for _ in range(max(1, jobs))])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examination.kill()
@@ -61,76 +62,166 @@ def examine_all(
     rounds.ask_again()
 
 
-@dataclass(frozen=True)
-class _Hand:
-    """What one implementation is still to be asked.
+def kind_of(case: Case) -> Kind:
+    """What compilers specialise a kernel on, as far as the problem alone tells: those of one kind share code."""
+    p, mask = case.problem, case.problem.mask
+    sides = (mask.kind, mask.left is None, mask.right is None)
+    return p.dtype, p.head_dim, p.head_dim_v, p.heads // p.kv_heads, sides, p.dropout_p > 0
 
-    questions: cases, those with one question together, for they share an oracle. large: cases that want the device to
-    themselves. compilers: how many of its workers may compile side by side; 1 where compiling takes no time.
+
+class Hand:
+    """What one implementation is still to be asked, and how long it took so far.
+
+    Dealt problem by problem: the cases of one share what was compiled for it, those of one question an oracle. large:
+    cases that want the device to themselves. left: how many others nobody has taken. compilers: how many of its workers
+    may compile side by side from the start; 1 where compiling takes no time, or is not shared. workers: how many it was
+    given; they stay until nothing is left to take.
     """
 
-    impl: str
-    questions: deque[list[Case]]
-    large: deque[Case]
-    compilers: int
+    def __init__(self, impl: str, cases: Iterable[Case], compilers: int = 1) -> None:
+        self.impl = impl
+        self.compilers = compilers
+        self.large: deque[Case] = deque()
+        self.workers = 0
+        self.left = 0
+        self._waiting: dict[Kind, dict[str, list[Case]]] = {}
+        self._begun: set[Kind] = set()
+        self._answers, self._spent_s = 0, 0.0
+        for case in sharing(cases):
+            if case.alone:
+                self.large.append(case)
+            else:
+                self.left += 1
+                self._waiting.setdefault(kind_of(case), {}).setdefault(case.problem.group_key, []).append(
+                    case
+                )
+
+    def take(self, own: Collection[Kind], elsewhere: Collection[Kind]) -> tuple[Kind, list[Case]] | None:
+        """The cases of the next problem, for a worker that has compiled for the kinds ``own``; None when none is left.
+
+        Of one of those; else of a kind that no worker of the implementation has begun; else of any. To a compiler with
+        a cache on disk those that nobody, of any implementation, is at just now (``elsewhere``) come before the others:
+        it may be shared, and what two would compile side by side the second then finds there.
+        """
+        if not self._waiting:
+            return None
+        shared = elsewhere if self.compilers > 1 else ()
+        kind = min(self._waiting, key=lambda k: (k not in own, k in self._begun, k in shared))
+        self._begun.add(kind)
+        problems = self._waiting[kind]
+        cases = problems.pop(next(iter(problems)))
+        if not problems:
+            del self._waiting[kind]
+        self.left -= len(cases)
+        return kind, cases
+
+    def took(self, seconds: float) -> None:
+        """One case was answered."""
+        self._answers += 1
+        self._spent_s += seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of one worker, at the pace so far; 0 before there is one."""
+        return self.left * self._spent_s / self._answers if self._answers >= LEAST_ANSWERS else 0.0
 
     @property
     def wants_help(self) -> bool:
-        """Whether what is left is worth the start of one more worker."""
-        return len(self.questions) >= (1 if self.compilers > 1 else WORTH_A_WORKER)
-
-    @classmethod
-    def deal(cls, impl: str, cases: Iterable[Case], compilers: int) -> _Hand:
-        sorted_cases = sharing(cases)
-        by_question = itertools.groupby(
-            (c for c in sorted_cases if not c.alone), key=lambda case: case.question
-        )
-        large = deque(case for case in sorted_cases if case.alone)
-        return cls(impl, deque(list(of_one) for _, of_one in by_question), large, compilers)
+        """Whether one more worker would bring the end nearer by more than its start costs."""
+        return self.workers == 0 or self.left_s / self.workers - self.left_s / (self.workers + 1) > START_S
 
 
-def _order(hands: Sequence[_Hand], most: int) -> list[tuple[_Hand, int]]:
-    """Which worker of whom begins when, at ``most`` of one implementation. Slow compilers come first, each with as many
-    as compile side by side; then the others, with one; then more, where jobs are to spare and something is left."""
-    slowest_first = sorted(hands, key=lambda hand: -hand.compilers)
-    first = {hand.impl: min(hand.compilers, most) for hand in hands}
-    begun = [(hand, part) for hand in slowest_first for part in range(first[hand.impl])]
-    return begun + [(hand, part) for hand in slowest_first for part in range(first[hand.impl], most)]
+class Posts:
+    """Who is to work for whom: workers, at ``most`` of one implementation.
+
+    Slow compilers come first, each with as many as compile side by side, then the others, with one. From then on who is
+    free goes where most is left for each worker: so a compiler that has no cache to share, and did not say that it is
+    slow, has help once it shows.
+    """
+
+    def __init__(self, hands: Sequence[Hand], most: int) -> None:
+        self._hands = hands
+        self._most = most
+        slowest_first = sorted(hands, key=lambda hand: -hand.compilers)
+        self._begin = deque(hand for hand in slowest_first for _ in range(min(hand.compilers, most)))
+
+    def next(self) -> tuple[Hand, int] | None:
+        """A hand and which of its workers to be; None where nobody wants one more now."""
+        while self._begin:
+            hand = self._begin.popleft()
+            if hand.left or (hand.large and not hand.workers):
+                return self._filled(hand)
+        wanting = [h for h in self._hands if h.left and h.workers < self._most and h.wants_help]
+        longest = max(wanting, key=lambda hand: hand.left_s / max(hand.workers, 1), default=None)
+        return self._filled(longest) if longest else None
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody will want anybody any more."""
+        return not self._begin and not any(hand.left for hand in self._hands)
+
+    @staticmethod
+    def _filled(hand: Hand) -> tuple[Hand, int]:
+        hand.workers += 1
+        return hand, hand.workers - 1
 
 
 class _Round:
-    """One pass over all hands by many threads, each of which asks one worker."""
+    """One pass over all hands by many threads, each of which asks one worker at a time."""
 
-    def __init__(self, examination: Examination, tell: Tell, deadline: float) -> None:
+    def __init__(self, examination: Examination, tell: Tell, deadline: float, posts: Posts) -> None:
         self._examination = examination
         self._tell = tell
         self._deadline = deadline
+        self._posts = posts
+        self._dealing = threading.Lock()
         self._telling = threading.Lock()
         self._room = threading.Lock()
+        self._at: Counter[Kind] = Counter()
         self._again: list[tuple[str, Case]] = []
 
-    def work(self, hand: _Hand, part: int) -> None:
+    def work(self) -> None:
+        """One thread: takes posts for as long as there may be one."""
+        while time.monotonic() < self._deadline and not self._examination.ended:
+            with self._dealing:
+                post, over = self._posts.next(), self._posts.over
+            if post:
+                self._fill(*post)
+            elif over:
+                return
+            else:
+                time.sleep(LOOK_EVERY_S)
+
+    def _fill(self, hand: Hand, part: int) -> None:
         """Asks one worker what is left of a hand, then ends the worker.
 
         An implementation's first one has its large cases: ahead of the rest where it compiles, which leaves the device
         to others meanwhile.
         """
-        if part >= hand.compilers and not hand.wants_help:
-            return
         if part == 0 and hand.compilers > 1:
             self._ask_large(hand)
-        while hand.questions:
-            try:
-                question = hand.questions.popleft()
-            except IndexError:  # another worker took the last one
-                break
-            for case in question:
+        own: set[Kind] = set()
+        while taken := self._take(hand, own):
+            kind, cases = taken
+            own.add(kind)
+            for case in cases:
+                begin = time.monotonic()
                 self._ask(hand.impl, case, part)
+                with self._dealing:
+                    hand.took(time.monotonic() - begin)
+            with self._dealing:
+                self._at -= Counter([kind])
         if part == 0:
             self._ask_large(hand)
         self._examination.close(hand.impl, part)
 
-    def _ask_large(self, hand: _Hand) -> None:
+    def _take(self, hand: Hand, own: Collection[Kind]) -> tuple[Kind, list[Case]] | None:
+        with self._dealing:
+            taken = hand.take(own, self._at)
+            self._at.update([taken[0]] if taken else [])
+            return taken
+
+    def _ask_large(self, hand: Hand) -> None:
         """One large case at a time, of all implementations together."""
         while hand.large:
             with self._room:

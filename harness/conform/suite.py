@@ -8,6 +8,7 @@ A ``[[case]]`` has everything that a case of ``run/suite.py`` has, lists crossed
     with = { repeats = 200 }             what the check is told
     strides = ["k=transposed", "dout=expanded"]   where tensors lie in memory (``views.VIEWS``); ``q=a,k=b`` for two
     nightly = true                       in the larger selection only
+    nightly = { dtype = "fp16" }         beside it the same so changed, in the larger selection only
     alone = true                         needs the device to itself
     cuda = { dtype = "bf16" }            what is different on that device (``cpu`` likewise)
 
@@ -123,10 +124,15 @@ class _ConformanceParser(SuiteParser):
         return found
 
     def _cases(self, table: dict[str, Any], section: int) -> list[suite.Case]:
+        if isinstance(more := table.get("nightly"), dict):
+            shared = {key: value for key, value in table.items() if key != "nightly"}
+            if other := [key for key in more if key not in OVERRIDABLE]:
+                raise self.error("nightly", section, unknown_word("key", other[0], OVERRIDABLE))
+            return self._cases(shared, section) + self._cases(shared | more | {"nightly": True}, section)
         name, why = (self.word(table, key, section) for key in ("name", "why"))
         checks = self._words(table, "check", section, "check", CHECKS)
         kinds = self._words(table, "inputs", section, "kind of inputs", INPUTS)
-        shared: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "name": name,
             "why": why,
             "device": self.device(table, section),
@@ -138,7 +144,7 @@ class _ConformanceParser(SuiteParser):
         }
         problems = self._in_views(table, section)
         return [
-            Case(problem=problem, check=check, inputs=inputs, **shared)
+            Case(problem=problem, check=check, inputs=inputs, **facts)
             for problem, inputs, check in itertools.product(problems, kinds, checks)
         ]
 

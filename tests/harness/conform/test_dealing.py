@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -10,8 +11,17 @@ from typing import Any
 
 import pytest
 
+from attnbench.harness.conform import dealing
 from attnbench.harness.conform.case import Case
-from attnbench.harness.conform.dealing import SHARE_BESIDE_OTHERS, _Hand, _order, examine_all
+from attnbench.harness.conform.dealing import (
+    LEAST_ANSWERS,
+    SHARE_BESIDE_OTHERS,
+    START_S,
+    Hand,
+    Posts,
+    examine_all,
+    kind_of,
+)
 from attnbench.harness.conform.verdict import Finding, Verdict
 from attnbench.harness.problem import Problem
 
@@ -89,26 +99,114 @@ def test_what_was_found_is_not_asked_and_who_has_nothing_left_is_not_started() -
     assert {impl for impl, *_ in examined.asked} == {"half"}
 
 
-def test_slow_compilers_begin_first_and_take_the_jobs_that_are_left() -> None:
-    hands = [_Hand.deal(impl, CASES, n) for impl, n in (("a", 1), ("triton", 3), ("b", 1), ("flex", 6))]
-    order = [(hand.impl, part) for hand, part in _order(hands, 8)]
-    begun = [*(("flex", n) for n in range(6)), *(("triton", n) for n in range(3)), ("a", 0), ("b", 0)]
-    assert order[:13] == [*begun, ("flex", 6), ("flex", 7)]
-    assert [(hand.impl, part) for hand, part in _order(hands, 1)] == [
-        ("flex", 0),
-        ("triton", 0),
+def answered(hand: Hand, cases: int, seconds: float) -> Hand:
+    for _ in range(cases):
+        hand.took(seconds)
+    return hand
+
+
+def test_slow_compilers_begin_first_and_everybody_has_one() -> None:
+    hands = [Hand(impl, CASES, n) for impl, n in (("a", 1), ("triton", 3), ("b", 1), ("flex", 6))]
+    posts = Posts(hands, 8)
+    begun = [(post[0].impl, post[1]) for post in iter(posts.next, None)]
+    assert begun == [
+        *(("flex", n) for n in range(6)),
+        *(("triton", n) for n in range(3)),
         ("a", 0),
         ("b", 0),
     ]
+    assert not posts.over  # more may be wanted once it is seen how long their cases take
+    single = Posts([Hand("a", CASES, 6), Hand("nothing left", [])], 1)
+    assert [(post[0].impl, post[1]) for post in iter(single.next, None)] == [("a", 0)]
 
 
-def test_one_implementation_has_all_cores_where_it_is_asked_much() -> None:
+def test_who_is_free_goes_where_most_is_left_for_each_worker() -> None:
+    """A compiler that did not say that it is slow, as FlashAttention-4: 326 s of one worker, and 4 minutes nobody's."""
+    slow, quick, flex = Hand("slow", CASES), Hand("quick", CASES), Hand("flex", CASES, 3)
+    posts = Posts([quick, flex, slow], 4)
+    while posts.next():
+        pass
+    answered(quick, LEAST_ANSWERS, 0.02)
+    answered(flex, LEAST_ANSWERS, 4.0)  # 12 cases: 48 s for 3
+    answered(slow, LEAST_ANSWERS - 1, 5.0)  # 60 s for one, if that is known
+    assert posts.next() is None  # to flex a fourth is worth 4 s
+    slow.took(5.0)
+    assert [posts.next() for _ in range(3)] == [(slow, 1), (slow, 2), None]
+    answered(flex, 1, 1e6)
+    assert [posts.next(), posts.next()] == [(flex, 3), None]  # as many as one implementation may have
+    while slow.take((), ()):
+        pass
+    assert slow.left == 0
+    assert not posts.over  # flex and quick still hold cases
+
+
+def test_of_two_that_want_help_the_one_that_would_end_last_has_it() -> None:
+    short, long = (answered(Hand(n, CASES), LEAST_ANSWERS, s) for n, s in (("short", 4.0), ("long", 9.0)))
+    posts = Posts([short, long], 4)
+    given = [post[0].impl for post in iter(posts.next, None)]
+    # 48 s and 108 s for one each, then 54 for each of two, 36 of three.
+    assert given[:6] == ["short", "long", "long", "long", "short", "long"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_one_more_worker_is_worth_its_start_or_is_not_started(workers: int) -> None:
+    """``left / workers - left / (workers + 1)`` is what it saves."""
+    for share, wanted in ((1.05, True), (0.95, False)):
+        hand = answered(
+            Hand("a", CASES), LEAST_ANSWERS, share * START_S * workers * (workers + 1) / len(CASES)
+        )
+        hand.workers = workers
+        assert hand.wants_help == wanted
+
+
+WIDE = [
+    Case(Problem(1, 1, length, size, dtype=dtype), "c", "w", suite="s", inputs=inputs)
+    for length in (5, 6, 7)
+    for size in (8, 16)
+    for dtype in ("fp32", "bf16")
+    for inputs in ("normal", "needle")
+]
+
+
+def test_what_one_worker_compiled_it_is_asked_on_and_others_begin_elsewhere() -> None:
+    hand, own, at = Hand("a", WIDE), [set(), set()], Counter()  # type: ignore[var-annotated]
+    dealt: list[list[Case]] = []
+    for turn in range(12):
+        kind, cases = hand.take(own[turn % 2], at) or pytest.fail("nothing was left")
+        own[turn % 2].add(kind)
+        dealt.append(cases)
+        assert {kind_of(case) for case in cases} == {kind}
+    assert hand.take(own[0], at) is None
+    # Both inputs of one problem together: what was compiled for it answers them.
+    assert [len({case.problem.key for case in cases}) for cases in dealt] == [1] * 12
+    assert sorted(case.id for cases in dealt for case in cases) == sorted(case.id for case in WIDE)
+    assert [len(kinds) for kinds in own] == [2, 2]
+    assert not own[0] & own[1]
+
+
+def test_a_worker_helps_with_what_others_began_when_nothing_else_is_left() -> None:
+    hand = Hand("a", [case for case in WIDE if case.problem.head_dim == 8 and case.problem.dtype == "fp32"])
+    first, _ = hand.take((), ()) or pytest.fail("nothing was left")
+    assert [taken[0] for taken in iter(lambda: hand.take((), {first}), None)] == [first, first]
+
+
+def test_a_kind_at_which_another_implementation_is_waits_where_there_is_another() -> None:
+    """Two that share a cache on disk, beginning side by side, both compiled what one of them could have read."""
+    alone = Hand("alone", WIDE)
+    kinds = list(dict.fromkeys(taken[0] for taken in iter(lambda: alone.take((), ()), None)))
+    twin = Hand("twin", WIDE, 3).take((), set(kinds[:3])) or pytest.fail("nothing was left")
+    plain = Hand("plain", WIDE).take((), set(kinds[:3])) or pytest.fail("nothing was left")
+    assert (twin[0], plain[0]) == (kinds[3], kinds[0])
+
+
+def test_one_implementation_has_all_cores_where_it_is_asked_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four workers at eight jobs on a GPU: each has to come for the first of them to go on."""
+    monkeypatch.setattr(dealing, "START_S", 0.0)
     all_there = threading.Barrier(4)
-    waited = threading.local()
+    waited, count = threading.local(), itertools.count(1)
 
     def answer(impl: str, case: Case, share: float) -> Verdict:
-        if not hasattr(waited, "once"):
+        if not hasattr(waited, "once") and next(count) > LEAST_ANSWERS:
             waited.once = True
             all_there.wait(timeout=60)
         return Verdict.PASS
@@ -117,21 +215,6 @@ def test_one_implementation_has_all_cores_where_it_is_asked_much() -> None:
     told = deal(examined, ["quick"], [case.with_seed(n) for case in CASES for n in range(20)], jobs=8)
     assert len({finding.case for finding in told}) == len(told) == 240
     assert {part for _, part, *_ in examined.asked} == {0, 1, 2, 3}
-
-
-def test_more_workers_are_worth_their_start_where_much_or_much_that_is_slow_is_left() -> None:
-    many = [case.with_seed(n) for case in CASES for n in range(20)]
-    wants = {
-        (n, len(cases)): _Hand.deal("a", cases, n).wants_help for n in (1, 3) for cases in ([], CASES, many)
-    }
-    assert wants == {
-        (1, 0): False,
-        (1, 12): False,
-        (1, 240): True,
-        (3, 0): False,
-        (3, 12): True,
-        (3, 240): True,
-    }
 
 
 def test_a_slow_compilers_large_cases_come_before_its_others_and_anybody_elses_behind() -> None:

@@ -60,6 +60,7 @@ def test_one_device_may_differ() -> None:
         ("check = []", "is an empty list"),
         ("mask = ['full', 'full']", "stands twice"),
         ("sed = 3", "unknown key 'sed'"),
+        ("nightly = { why = 'more' }", "unknown key 'why'"),
     ],
 )
 def test_a_wrong_word_is_named_with_its_line(line: str, said: str) -> None:
@@ -71,6 +72,13 @@ def test_a_wrong_word_is_named_with_its_line(line: str, said: str) -> None:
 def test_what_differs_on_a_device_contradicts_a_case_of_one_device() -> None:
     with pytest.raises(SuiteError, match="cannot differ: the case is on cpu alone"):
         cases(CASE + 'device = "cpu"\ncuda = { seqlen = 7 }\n')
+
+
+def test_a_twin_for_the_larger_selection_stands_beside_the_case() -> None:
+    text = CASE + 'dtype = "fp32"\ncuda = { dtype = "bf16", nightly = { dtype = "fp16" } }\n'
+    assert [(case.problem.dtype, case.nightly) for case in cases(text)] == [("fp32", False)]
+    on_cuda = [(case.problem.dtype, case.nightly) for case in cases(text, "cuda")]
+    assert on_cuda == [("bf16", False), ("fp16", True)]
 
 
 def test_select_names_what_is_not_there() -> None:
