@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attnbench.harness.conform.second_opinion import upsets
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.process import Worker, WorkerLost
@@ -22,11 +23,15 @@ class NotStarted(WorkerLost):
 
 
 class Candidate:
-    """Asks one role (an implementation or the referee) one thing at a time; a lost worker costs the request alone."""
+    """Asks one role (an implementation or the referee) one thing at a time; a lost worker costs the request alone.
+
+    upset: whether the worker that is asked next has given an answer before in which something may have been raised.
+    """
 
     def __init__(self, role: str, serves: str, device: str, logs: Path, time_limit_s: float) -> None:
         self.role = role
         self.about: Message = {}
+        self.upset = False
         self._start = (role, device, logs)
         self._serves = serves
         self._time_limit_s = time_limit_s
@@ -53,6 +58,7 @@ class Candidate:
 
     def _started(self) -> Message:
         """Starts a worker, and returns what it says of itself."""
+        self.upset = False
         try:
             self._worker = Worker(*self._start, serves=self._serves)
             reply = self._request("hello", START_LIMIT_S)
@@ -79,6 +85,7 @@ class Candidate:
             self._losses.append(lost)
             raise
         self._losses.clear()
+        self.upset = self.upset or upsets(reply)
         return reply
 
     def _request(self, operation: str, limit_s: float, **arguments: Any) -> Message:

@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Self
 from attnbench.harness.conform.candidate import Candidate, NotStarted
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.checks import CHECKS
+from attnbench.harness.conform.second_opinion import SecondOpinions
 from attnbench.harness.conform.suite import widest
-from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
+from attnbench.harness.conform.verdict import NOT_ASKED, UPSET, Finding, Verdict
 from attnbench.harness.run.channel import Message
 from attnbench.harness.run.errors import Exit, RunError
 from attnbench.harness.run.lock import device_lock
@@ -31,6 +33,8 @@ from attnbench.harness.run.process import REFEREE, WorkerLost
 EXAMINER = "attnbench.harness.conform.examiner:Examiner"
 ARBITER = "attnbench.harness.conform.referee:Referee"
 TIME_LIMIT_S = 120.0
+LEAST_S = 1e-3
+"""A time limit in the place of none left, which would be no limit."""
 
 
 class OracleFailed(Exception):
@@ -51,6 +55,7 @@ class Examination:
         self._asks_most = widest(cases)
         self._answers: dict[tuple[str, bool], str | OracleFailed] = {}
         self._candidates: dict[tuple[str, int], Candidate] = {}
+        self._opinions: dict[str, SecondOpinions] = {}
         self._lock = threading.Lock()
         self.ended = False
         self._stack = ExitStack()
@@ -97,7 +102,7 @@ class Examination:
         limit_s: where it is shorter than the examination's own. memory_share: of the device's memory, what it may take.
         """
         candidate = self._candidate(impl, part)
-        reply = self._ask(candidate, case, min(limit_s, self._time_limit_s), memory_share)
+        reply = self._ask(candidate, case, limit_s, memory_share)
         version = candidate.about.get("version", "unknown")
         known = {f.name for f in dataclasses.fields(Finding)}
         fields = {name: value for name, value in reply.items() if name in known}
@@ -109,9 +114,8 @@ class Examination:
             if about["unavailable"]:
                 return {"verdict": Verdict.UNAVAILABLE, "reason": about["unavailable"]}
             oracle = self._answer(case) if CHECKS[case.check].oracle else ""
-            reply = candidate.ask(
-                "examine", limit_s=limit_s, case=case.to_json(), oracle=oracle, memory_share=memory_share
-            )
+            request = {"case": case.to_json(), "oracle": oracle, "memory_share": memory_share}
+            reply = self._examined(candidate, request, limit_s)
         except WorkerLost as lost:
             facts = NOT_ASKED if isinstance(lost, NotStarted) else {}
             return {
@@ -122,6 +126,21 @@ class Examination:
         if not reply["ok"]:
             return {"verdict": Verdict(reply["status"])} | reply
         return reply | {"verdict": Verdict(reply["verdict"])}
+
+    def _examined(self, candidate: Candidate, request: Message, limit_s: float) -> Message:
+        """The worker's answer; of what an upset one raises, a fresh one's, with what was said first among its facts."""
+        upset, begin = candidate.upset, time.monotonic()
+        reply = candidate.ask("examine", limit_s=min(limit_s, self._time_limit_s), **request)
+        opinions = self._opinions.setdefault(candidate.role, SecondOpinions())
+        if not upset or not opinions.wanted(reply):
+            return reply
+        candidate.close()
+        left_s = max(limit_s - (time.monotonic() - begin), LEAST_S)
+        fresh = candidate.ask("examine", limit_s=min(left_s, self._time_limit_s), **request)
+        opinions.given(reply, fresh)
+        if not fresh["ok"] and fresh["reason"] == reply["reason"]:
+            return fresh
+        return fresh | {"facts": fresh.get("facts", {}) | {UPSET: f"{reply['status']}: {reply['reason']}"}}
 
     def _answer(self, case: Case) -> str:
         """File of the right answer, made by the referee when first asked for; empty where there is none to be had."""

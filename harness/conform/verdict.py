@@ -31,6 +31,8 @@ FAILURES = (Verdict.FAIL, Verdict.TIMEOUT, Verdict.CRASHED, Verdict.ERROR)
 
 NOT_ASKED = {"asked": False}
 """Facts of a finding that says nothing of the implementation."""
+UPSET = "an_upset_worker_said"
+"""The fact of what was raised in a process that an earlier case had upset, where a fresh one said something else."""
 NOT_EXAMINED = "NOT EXAMINED"
 """In the place of a verdict, where there is none to be had of the implementation."""
 

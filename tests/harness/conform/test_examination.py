@@ -23,14 +23,15 @@ from attnbench.harness.conform.candidate import Candidate
 from attnbench.harness.conform.dealing import examine_all
 from attnbench.harness.conform.examination import Examination
 from attnbench.harness.conform.reproduce import SHOWS_IT, run_script
+from attnbench.harness.conform.second_opinion import ENOUGH
 from attnbench.harness.conform.suite import select
-from attnbench.harness.conform.verdict import NOT_ASKED, Finding, Verdict
+from attnbench.harness.conform.verdict import NOT_ASKED, UPSET, Finding, Verdict
 from attnbench.harness.run.errors import Exit
 
 PLUGINS = Path(__file__).parent / "plugins"
 PLANTED = {
-    "right": "wrong:right", "last-key": "wrong:last_key", "aborts": "wrong:aborts", "raises": "wrong:raises",
-    "hangs": "wrong:hangs", "torch-on-the-cpu": "wrong:torch_on_the_cpu",
+    "right": "wrong:right", "last-key": "wrong:last_key", "aborts": "wrong:aborts", "poisoned": "wrong:poisoned",
+    "never": "wrong:never", "hangs": "wrong:hangs", "torch-on-the-cpu": "wrong:torch_on_the_cpu",
 }  # fmt: skip
 SUITE = """
 name = "planted"
@@ -85,7 +86,7 @@ def found(suite: str) -> Findings:
     told: list[Finding] = []
     with Examination("cpu", cases) as examination:
         examine_all(
-            examination, ["right", "last-key", "aborts", "raises", "sdpa-cudnn"], cases, 2, told.append
+            examination, ["right", "last-key", "aborts", "poisoned", "sdpa-cudnn"], cases, 2, told.append
         )
     assert len(told) == 15
     return by_name(told)
@@ -106,9 +107,22 @@ def test_a_wrong_one_fails_where_it_is_wrong(found: Findings) -> None:
 def test_one_that_dies_or_raises_loses_that_case_alone(found: Findings) -> None:
     assert [found["aborts", case].verdict for case in ("even", "odd", "tail")] == ["PASS", "CRASHED", "PASS"]
     assert "SIGABRT" in found["aborts", "odd"].reason
-    assert [found["raises", case].verdict for case in ("even", "odd", "tail")] == ["PASS", "ERROR", "PASS"]
-    assert found["raises", "odd"].reason == "ZeroDivisionError: planted"
-    assert "_raise" in found["raises", "odd"].evidence
+    poisoned = [found["poisoned", case] for case in ("even", "odd", "tail")]
+    assert [finding.verdict for finding in poisoned] == ["PASS", "ERROR", "PASS"]
+    assert poisoned[1].reason == "ZeroDivisionError: planted"
+    assert "in attend" in poisoned[1].evidence
+    # The process that raised at the odd number did so again; a fresh one has it right.
+    assert poisoned[2].facts == {UPSET: "ERROR: RuntimeError: left over from 7 keys"}
+
+
+def test_one_that_raises_at_everything_is_believed_after_a_few_fresh_processes(suite: str) -> None:
+    cases = select([suite], "cpu", only=["even"], seeds=6)
+    with Examination("cpu", cases) as examination:
+        findings = [examination.examine("never", case) for case in cases]
+        started = len(list(examination._scratch.glob("never-*.log")))
+    assert {finding.verdict for finding in findings} == {Verdict.ERROR}
+    assert all(finding.reason.startswith("RuntimeError: no kernel for 6 keys at 0x") for finding in findings)
+    assert started == 1 + ENOUGH
 
 
 def test_one_that_is_for_another_device_is_unavailable(found: Findings) -> None:

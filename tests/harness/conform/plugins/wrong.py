@@ -80,14 +80,41 @@ class Waits(Standard):
         return Prepared(attend)
 
 
-def _raise() -> None:
-    raise ZeroDivisionError("planted")
+class Poisoned(Standard):
+    """Raises at an odd number of keys, and in that process at everything from then on."""
+
+    def __init__(self) -> None:
+        self.spoilt = ""
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        right = super().prepare(problem, device)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            if self.spoilt:
+                raise RuntimeError(self.spoilt)
+            if problem.seqlen_k % 2:
+                self.spoilt = f"left over from {problem.seqlen_k} keys"
+                raise ZeroDivisionError("planted")
+            return right.attend(q, k, v)
+
+        return Prepared(attend)
+
+
+class Never(Standard):
+    """Raises at everything, whatever came before."""
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError(f"no kernel for {problem.seqlen_k} keys at 0x{id(q):x}")
+
+        return Prepared(attend)
 
 
 right: Implementation = Standard()
 last_key = LastKeyDropped()
 aborts = Ends(os.abort)
 hangs = Ends(lambda: time.sleep(3600))
-raises = Ends(_raise)
+poisoned = Poisoned()
+never = Never()
 waits = Waits()
 torch_on_the_cpu = TorchOnTheCpu()
