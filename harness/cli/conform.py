@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,10 +26,11 @@ from attnbench.harness.run.plan import select_impls
 if TYPE_CHECKING:
     from attnbench.harness.conform.case import Case
     from attnbench.harness.conform.examination import Examination
+    from attnbench.harness.conform.known import Known
     from attnbench.harness.conform.matrix import Total
     from attnbench.harness.conform.records import Recorded, Recorder
     from attnbench.harness.conform.reproduce import Reproducer
-    from attnbench.harness.conform.verdict import Finding
+    from attnbench.harness.conform.verdict import Finding, Pair
 
 Words = list[str] | None
 _select = partial(typer.Option, rich_help_panel="What to examine")
@@ -34,6 +38,9 @@ _examine = partial(typer.Option, rich_help_panel="How to examine")
 _output = partial(typer.Option, rich_help_panel="Where to and how loud")
 
 RESUME = "Go on with the run in this folder: what it found is kept, what it did not examine is asked."
+KNOWN = (
+    "TOML file of failures that are known, with reasons: told apart, and none of the run's failures (README)."
+)
 BUDGET = "Seconds of examining; what is not answered by then is named as not examined, and --resume asks it."
 
 
@@ -66,6 +73,7 @@ def conform(
     shrink_seconds: Annotated[
         float, _output(help="Seconds that shrinking one failure may take.", min=0.0)
     ] = 90.0,
+    known: Annotated[Path | None, _output(metavar="FILE", help=KNOWN)] = None,
     output_dir: Annotated[
         Path | None,
         _output(help="Folder of the records (default results/conformance/<device>/<date>-<commit>)."),
@@ -74,13 +82,14 @@ def conform(
     quiet: Annotated[bool, _output("--quiet", "-q", help="Errors alone on stderr.")] = False,
 ) -> None:
     """Hold implementations to what they declare: every case a known bug or a question, every verdict with evidence."""
-    from attnbench.harness.conform.dealing import examine_all
     from attnbench.harness.conform.examination import Examination, jobs_for
+    from attnbench.harness.conform.known import read_known
     from attnbench.harness.conform.records import Recorder, read
     from attnbench.harness.conform.suite import select
 
     if resume_anyway and not resumed:
         raise RunError("--resume-anyway: name the run's folder with --resume")
+    faults = read_known(known) if known else []
     gpus = visible_gpus()
     words = options.split([device] if device else None)[:1]
     before = None
@@ -99,13 +108,8 @@ def conform(
             return
         impls = select_impls(entries(), options.split(impl), options.split(skip), "--impl")
         folder = output_dir or machine.default_output((where,), gpus, Path("results", "conformance"))
-    recorder, workers = Recorder(folder), jobs or jobs_for(where)
-
-    def take(finding: Finding) -> None:
-        recorder.append(finding)
-        if (finding.failed or not finding.asked) and not quiet:
-            typer.echo(_line(finding), err=True)
-
+    recorder = Recorder(folder)
+    how = _How(jobs or jobs_for(where), budget or math.inf, scripts, shrink_seconds, faults, quiet)
     with Examination(where, cases, time_limit_s=time_limit) as examination:
         command = ("bench", *sys.argv[1:])
         if before:
@@ -113,27 +117,26 @@ def conform(
         else:
             recorder.open(cases, command, examination.facts, impls=impls)
         try:
-            found = before.found if before else ()
-            examine_all(examination, impls, cases, workers, take, budget_s=budget or math.inf, found=found)
-            _show(examination, recorder, scripts, shrink_seconds, workers, quiet=quiet)
+            _run(examination, recorder, impls, cases, before.found if before else (), how)
         except KeyboardInterrupt:
             go_on = f"findings so far are in {folder}; go on with: bench conform --resume {folder}"
             raise RunError(f"interrupted; {go_on}", Exit.INTERRUPTED) from None
     recorded = read(folder)
-    code = exit_code(recorded)
-    if recorded.unexamined and not quiet:
+    code = exit_code(recorded, faults)
+    if recorded.unexamined:
         count = len(recorded.unexamined)
-        typer.echo(f"{count} not examined; go on with: bench conform --resume {folder}", err=True)
-    _print(recorded, code, as_json=as_json)
+        how.tell(f"{count} not examined; go on with: bench conform --resume {folder}")
+    _print(recorded, faults, code, as_json=as_json)
     raise typer.Exit(code)
 
 
-def exit_code(recorded: Recorded) -> Exit:
-    """1 where something failed, else 5 where a fault of the machine kept a case from being examined, 130 where anything
-    else did, 3 where not one case was answered."""
+def exit_code(recorded: Recorded, known: Collection[Known] = ()) -> Exit:
+    """1 where something failed that is not known, else 5 where a fault of the machine kept a case from being examined,
+    130 where anything else did, 3 where not one case was answered."""
+    from attnbench.harness.conform.known import is_new
     from attnbench.harness.conform.verdict import Verdict
 
-    if any(finding.failed for finding in recorded.findings):
+    if any(is_new(finding, known) for finding in recorded.findings):
         return Exit.CELLS
     if recorded.faults:
         return Exit.MACHINE
@@ -141,6 +144,46 @@ def exit_code(recorded: Recorded) -> Exit:
         return Exit.INTERRUPTED
     passed = any(finding.verdict is Verdict.PASS for finding in recorded.findings)
     return Exit.OK if passed else Exit.NOTHING
+
+
+@dataclass(frozen=True)
+class _How:
+    """How to examine, and what to tell of it on stderr."""
+
+    jobs: int
+    budget_s: float
+    scripts: int
+    shrink_s: float
+    known: Collection[Known]
+    quiet: bool
+
+    def tell(self, line: str) -> None:
+        if not self.quiet:
+            typer.echo(line, err=True)
+
+
+def _run(
+    examination: Examination,
+    recorder: Recorder,
+    impls: Sequence[str],
+    cases: Sequence[Case],
+    found: Collection[Pair],
+    how: _How,
+) -> None:
+    """Examines, then shows what failed; tells how long each took."""
+    from attnbench.harness.conform.dealing import examine_all
+    from attnbench.harness.conform.known import is_new
+
+    def take(finding: Finding) -> None:
+        recorder.append(finding)
+        if is_new(finding, how.known) or not finding.asked:
+            how.tell(_line(finding))
+
+    begin = time.monotonic()
+    examine_all(examination, impls, cases, how.jobs, take, budget_s=how.budget_s, found=found)
+    examined = time.monotonic()
+    _show(examination, recorder, how)
+    how.tell(_phases({"examining": examined - begin, "shrinking and scripts": time.monotonic() - examined}))
 
 
 def _before(folder: Path, given: Mapping[str, object], output_dir: Path | None) -> Recorded:
@@ -167,47 +210,61 @@ def _where(before: Recorded, words: Sequence[str], gpus: Sequence[Gpu], *, anywa
     return where
 
 
-def _show(
-    examination: Examination, recorder: Recorder, scripts: int, seconds: float, jobs: int, *, quiet: bool
-) -> None:
-    """Shrinks the failures of the whole run that were not shrunk before."""
+def _show(examination: Examination, recorder: Recorder, how: _How) -> None:
+    """Shrinks the failures of the whole run that are not known and were not shrunk before."""
+    from attnbench.harness.conform.known import is_new
     from attnbench.harness.conform.records import read
     from attnbench.harness.conform.reproduce import FOLDER, reproduce, worst_first
 
     recorded = read(recorder.folder)
     shrunk = list(recorded.reproducers)
     shown = {(one["impl"], one["found"]) for one in shrunk}
-    chosen = worst_first(recorded.findings, recorded.cases, scripts)
+    new = [finding for finding in recorded.findings if is_new(finding, how.known)]
+    chosen = worst_first(new, recorded.cases, how.scripts)
 
     def keep(one: Reproducer) -> None:
         shrunk.append(one.to_json())
         recorder.reproducers(shrunk)
-        if not quiet:
-            typer.echo(_shrunk_line(one), err=True)
+        how.tell(_shrunk_line(one))
 
     failures = [failure for failure in chosen if failure[0].pair not in shown]
-    reproduce(examination, failures, recorder.folder / FOLDER, seconds, jobs, keep)
+    if failures:
+        of = ", ".join(dict.fromkeys(finding.impl for finding, _ in failures))
+        how.tell(f"to be shrunk, each for at most {how.shrink_s:g} s: {len(failures)} failures of {of}")
+    reproduce(examination, failures, recorder.folder / FOLDER, how.shrink_s, how.jobs, keep)
 
 
-def _print(recorded: Recorded, code: Exit, *, as_json: bool) -> None:
+def _phases(seconds: Mapping[str, float]) -> str:
+    """Where the time went, as ``bench run`` tells it."""
+    whole = sum(seconds.values())
+    shares = ", ".join(f"{name} {spent:.1f} s, {100 * spent / whole:.0f}%" for name, spent in seconds.items())
+    return f"{whole:.1f} s ({shares})"
+
+
+def _print(recorded: Recorded, known: Collection[Known], code: Exit, *, as_json: bool) -> None:
+    from attnbench.harness.conform.known import explained, is_new, no_longer_seen
     from attnbench.harness.conform.matrix import totals
     from attnbench.harness.conform.records import CASES
     from attnbench.harness.conform.reproduce import FOLDER
+    from attnbench.harness.conform.summary import summary
     from attnbench.harness.run.environment import FILE
 
-    folder, found = recorded.folder, totals([recorded])
+    folder, found = recorded.folder, totals([recorded], known)
     shown = [folder / FOLDER / one["script"] for one in recorded.reproducers if one["script"]]
     files = [folder / CASES, *sorted(folder.glob("findings-*.jsonl")), folder / FILE, *shown]
     if not as_json:
-        for total in found:
-            typer.echo("\t".join([total.impl, *total.words]))
-        typer.echo("\n".join(map(str, files)))
+        typer.echo("\n".join([*summary(recorded, known), *map(str, files)]))
         return
     document = {
         "folder": folder,
         "counts": {total.impl: total.verdicts for total in found},
         "bounds": {total.impl: _bound(total) for total in found if total.answered},
-        "failures": [finding.to_json() for finding in recorded.findings if finding.failed],
+        "failures": [f.to_json() for f in recorded.findings if is_new(f, known)],
+        "known": [
+            dataclasses.asdict(fault) | {"cases": [finding.case for finding in findings]}
+            for fault, findings in explained(recorded.findings, known).items()
+        ],
+        "no_longer_seen": [dataclasses.asdict(fault) for fault in no_longer_seen(recorded.findings, known)],
         "not_examined": recorded.unexamined,
         "machine_faults": [[*pair, why] for pair, why in recorded.faults.items()],
         "exit_code": int(code),

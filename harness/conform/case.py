@@ -35,7 +35,12 @@ class Case(suite.Case):
         """Unique and readable: ``causal/short-queries[agrees,normal,b1_h2_..._fwd]``, a second seed as ``#1``."""
         told = [f"{name}={value}" for name, value in sorted(self.options.items())]
         point = ",".join([self.check, self.inputs, *told, self.problem.key])
-        return f"{self.suite}/{self.name}[{point}]{f'#{self.seed}' if self.seed else ''}"
+        return f"{self.family}[{point}]{f'#{self.seed}' if self.seed else ''}"
+
+    @property
+    def family(self) -> str:
+        """``causal/short-queries``: what its directions, dtypes and kinds of inputs share."""
+        return f"{self.suite}/{self.name}"
 
     @property
     def question(self) -> str:

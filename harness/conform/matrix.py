@@ -7,11 +7,12 @@ put to the test.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from attnbench.harness.conform.case import Case
+from attnbench.harness.conform.known import Known
 from attnbench.harness.conform.records import Recorded
 from attnbench.harness.conform.verdict import FAILURES, NOT_EXAMINED, Finding, Verdict
 from attnbench.harness.problem import DTYPES, Problem
@@ -194,12 +195,19 @@ def false_alarm_bound(passed: int, failed: int, confidence: float = 0.95) -> flo
 
 @dataclass(frozen=True)
 class Total:
-    """One implementation on one device: how many cases ended in which verdict, and how many were not examined."""
+    """One implementation on one device: how many cases ended in which verdict, how many were not examined, and how many
+    of the failures are known."""
 
     device: str
     impl: str
     verdicts: dict[str, int]
     unexamined: int
+    known: int = 0
+
+    @property
+    def there(self) -> bool:
+        """Whether it can run on the device at all, as far as anything is known of it."""
+        return set(self.verdicts) != {Verdict.UNAVAILABLE}
 
     @property
     def passed(self) -> int:
@@ -207,7 +215,8 @@ class Total:
 
     @property
     def failed(self) -> int:
-        return sum(self.verdicts.get(verdict, 0) for verdict in FAILURES)
+        """Without those that are known."""
+        return sum(self.verdicts.get(verdict, 0) for verdict in FAILURES) - self.known
 
     @property
     def answered(self) -> int:
@@ -220,29 +229,31 @@ class Total:
         return false_alarm_bound(self.passed, self.failed)
 
     @property
-    def words(self) -> list[str]:
-        """``7 PASS``, ``1 FAIL``, ``2 NOT EXAMINED``, and the bound."""
+    def counts(self) -> dict[str, int]:
+        """By verdict, in alphabetical order, what was not examined among them; none of 0."""
         counts = {**self.verdicts, NOT_EXAMINED: self.unexamined}
-        found = [f"{count} {verdict}" for verdict, count in sorted(counts.items()) if count]
-        if self.answered:
-            found.append(
-                f"{self.failed} of {self.answered} failed, a rate below {100 * self.bound:.3g}% (95%)"
-            )
-        return found
+        return {verdict: count for verdict, count in sorted(counts.items()) if count}
 
 
-def totals(runs: Sequence[Recorded]) -> list[Total]:
+def totals(runs: Sequence[Recorded], known: Collection[Known] = ()) -> list[Total]:
     """One a device and implementation, of all runs; in the order that they were asked."""
     verdicts: dict[tuple[str, str], Counter[str]] = {}
     unexamined: Counter[tuple[str, str]] = Counter()
+    excused: Counter[tuple[str, str]] = Counter()
     for run in runs:
         device = _device(run)
         for impl in run.impls:
             verdicts.setdefault((device, impl), Counter())
         for finding in run.findings:
             verdicts.setdefault((device, finding.impl), Counter())[finding.verdict] += 1
+            excused[device, finding.impl] += any(fault.explains(finding) for fault in known)
         unexamined.update((device, impl) for impl, _ in run.unexamined)
     return [
-        Total(*place, {str(verdict): count for verdict, count in counts.items()}, unexamined[place])
+        Total(
+            *place,
+            {str(verdict): count for verdict, count in counts.items()},
+            unexamined[place],
+            excused[place],
+        )
         for place, counts in verdicts.items()
     ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from attnbench.harness.conform.case import Case
+from attnbench.harness.conform.families import Family, families
 from attnbench.harness.conform.matrix import tables, totals
 from attnbench.harness.conform.records import Recorded
 from attnbench.harness.conform.reproduce import FOLDER
-from attnbench.harness.conform.verdict import Finding
+from attnbench.harness.conform.summary import verdict_rows
 from attnbench.harness.report.escape import markdown_escape
 from attnbench.harness.run.errors import Exit, RunError
 
@@ -30,7 +32,8 @@ def write_matrix(runs: Sequence[Recorded], folder: Path) -> list[Path]:
     environment.filters |= {"cut": _cut, "cell": markdown_escape}
     context = {
         "tables": tables(runs),
-        "totals": totals(runs),
+        "verdicts": verdict_rows(totals(runs)),
+        "absent": [f"{total.impl} on {total.device}" for total in totals(runs) if not total.there],
         "failures": [failure for run in runs for failure in _failures(run)],
         "unexamined": [unexamined for run in runs for unexamined in _unexamined(run)],
         "runs": [run.folder.name for run in runs],
@@ -47,19 +50,29 @@ def write_matrix(runs: Sequence[Recorded], folder: Path) -> list[Path]:
     return written
 
 
-def _failures(run: Recorded) -> list[tuple[Finding, Case, str]]:
-    """Each failure with its case and the script that shows it, empty where there is none."""
-    scripts = {(one["impl"], one["found"]): one["script"] for one in run.reproducers}
-    return [(f, run.cases[f.case], scripts.get(f.pair) or "") for f in run.findings if f.failed]
+def _failures(run: Recorded) -> list[tuple[Family, Case, list[str]]]:
+    """Each family of failures with the case of its first and the scripts that show any of it."""
+    scripts = {(one["impl"], one["found"]): one["script"] for one in run.reproducers if one["script"]}
+    return [
+        (
+            family,
+            run.cases[family.failed[0].case],
+            [scripts[finding.pair] for finding in family.failed if finding.pair in scripts],
+        )
+        for family in families(run.findings, run.cases)
+    ]
 
 
-def _unexamined(run: Recorded) -> list[tuple[str, str, list[str]]]:
-    """(implementation, the machine's fault or empty, cases), for those of an implementation that have that reason."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _unexamined(run: Recorded) -> list[tuple[str, str, str]]:
+    """(implementation, the machine's fault or empty, how many of which case), for those that have that reason."""
+    found: dict[tuple[str, str], Counter[str]] = {}
     for pair in run.unexamined:
         impl, case = pair
-        found.setdefault((impl, run.faults.get(pair, "")), []).append(case)
-    return [(impl, why, cases) for (impl, why), cases in found.items()]
+        found.setdefault((impl, run.faults.get(pair, "")), Counter())[run.cases[case].family] += 1
+    return [
+        (impl, why, ", ".join(f"{name} ({count})" for name, count in counts.items()))
+        for (impl, why), counts in found.items()
+    ]
 
 
 def _cut(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -259,7 +260,8 @@ def test_a_real_fault_is_shown_from_a_plain_shell(suite: str, tmp_path: Path) ->
 def test_nothing_answered_is_exit_3(suite: str, tmp_path: Path) -> None:
     answer = bench("--impl", "sdpa-cudnn", "--suite", suite, "--output-dir", tmp_path / "out")
     assert answer.exit_code == Exit.NOTHING
-    assert answer.stdout.splitlines()[0] == "sdpa-cudnn\t3 UNAVAILABLE"
+    assert answer.stdout.splitlines()[0].startswith("sdpa-cudnn is unavailable: runs on cuda")
+    assert answer.stdout.count("unavailable") == 1
 
 
 @pytest.mark.parametrize(
@@ -316,11 +318,41 @@ def test_a_run_that_was_cut_short_is_gone_on_with(run: tuple[Any, Path], cut_sho
     assert shrunk["script"] == "last-key-planted-tail.py"
     (call,) = records.read(cut_short).environment["resumed"]
     assert call["differs"] == []
+    assert "to be shrunk, each for at most 1 s: 1 failures of last-key\n" in answer.stderr
+    assert re.search(
+        r"[\d.]+ s \(examining [\d.]+ s, \d+%, shrinking and scripts [\d.]+ s, \d+%\)\n", answer.stderr
+    )
     # Nothing is left to ask or to shrink: no worker but the referee is started.
     again = bench("--resume", cut_short)
     assert again.exit_code == Exit.CELLS
     assert "shrunk" not in again.stderr
     assert records.read(cut_short).reproducers == [shrunk]
+
+
+KNOWN = """
+[[known]]
+impl = "last-key"
+case = "planted/tail["
+says = "the oracle says"
+why = "the loop leaves out the tail"
+issue = "attnbench#1"
+"""
+
+
+def test_a_known_failure_is_told_apart_and_fails_nobody(cut_short: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known.toml"
+    known.write_text(KNOWN)
+    answer = bench("--resume", cut_short, "--known", known)
+    assert answer.exit_code == Exit.OK, answer.stderr
+    table, told = answer.stdout.splitlines()[:3], answer.stdout.splitlines()[3]
+    assert [line.split()[0] for line in table] == ["implementation", "last-key", "right"]
+    assert table[1].split()[1:] == ["2", "1", "1", "0", "of", "2", "77.6%"]
+    fault = "last-key planted/tail[: the loop leaves out the tail (attnbench#1)"
+    assert told == f"known, and not among the failures: 1 of {fault}"
+    assert "FAIL" not in answer.stderr
+    assert "shrunk" not in answer.stderr
+    # The record has it as what it is.
+    assert [f.verdict for f in records.read(cut_short).findings if f.failed] == [Verdict.FAIL]
 
 
 @pytest.mark.parametrize(
