@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +29,11 @@ from attnbench.harness.run.waiting import wait_for_all
 
 FOLDER = "reproducers"
 RUN_LIMIT_S = 60.0
-SHOWS_IT = 3
-"""Exit code of a script that shows its fault; 1 is a fault of the script's own."""
+SHOWS_IT, RAISES = 3, 4
+"""Exit codes of a script that got a wrong answer, and of one whose call raised; 1 is a fault of the script's own."""
+ALONE, AFTER_PLAIN = "PLAIN_FIRST = False", "PLAIN_FIRST = True"
+ASKING = "Asking."
+"""What a script prints before its first call: an end before that shows nothing of the implementation."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +87,23 @@ def reproduce(
     seconds: float,
     jobs: int,
     tell: Callable[[Reproducer], None],
+    *,
+    budget_s: float = math.inf,
 ) -> None:
     """Shrinks each failure within ``seconds`` and writes a script into ``folder``, with what it printed beside it.
 
     One implementation's after one another, ``jobs`` implementations side by side. tell is called with each, one call at
-    a time.
+    a time. budget_s: of all of them together; a failure that it does not reach is not told of. What is under way when
+    it is spent is given up, so that all of it ends within budget_s and the start of a worker.
     """
+    deadline = time.monotonic() + budget_s
     by_impl: dict[str, list[tuple[Finding, Case]]] = {}
     for pair in failures:
         by_impl.setdefault(pair[0].impl, []).append(pair)
     telling = threading.Lock()
 
     def work(own: Sequence[tuple[Finding, Case]]) -> None:
-        for reproducer in _of_one(examination, own, folder, seconds):
+        for reproducer in _of_one(examination, own, folder, seconds, deadline):
             with telling:
                 tell(reproducer)
         examination.close(own[0][0].impl)
@@ -104,72 +118,168 @@ def reproduce(
 
 
 def _of_one(
-    examination: Examination, failures: Sequence[tuple[Finding, Case]], folder: Path, seconds: float
+    examination: Examination,
+    failures: Sequence[tuple[Finding, Case]],
+    folder: Path,
+    seconds: float,
+    deadline: float,
 ) -> Iterator[Reproducer]:
     shown: dict[tuple[str, str], str] = {}
     for found, case in failures:
+        until = min(deadline, time.monotonic() + seconds)
+        if deadline <= time.monotonic():
+            return
         small, finding = case, found
         if (
             found.verdict is not Verdict.TIMEOUT
         ):  # every try that hangs as well would take the whole time limit
-            small, finding = shrink(case, found, _asking(examination, found.impl), seconds=seconds)
+            ask = _asking(examination, found.impl, until)
+            small, finding = shrink(case, found, ask, seconds=until - time.monotonic())
         first = shown.setdefault((small.check, small.problem.key), found.case)
-        if first == found.case:
-            yield _shown(examination, found, case, small, finding, folder)
-        else:
+        if first != found.case:
             yield Reproducer(found, small, finding, None, f"the same fault as {first}")
+        elif reproducer := _shown(examination, found, case, small, finding, folder, deadline):
+            yield reproducer
 
 
 def _shown(
-    examination: Examination, found: Finding, case: Case, small: Case, finding: Finding, folder: Path
-) -> Reproducer:
-    if small.problem.dropout_p:
-        why = "a script does not know which weights were dropped, which the harness recovers"
-        return Reproducer(found, small, finding, None, why)
+    examination: Examination,
+    found: Finding,
+    case: Case,
+    small: Case,
+    finding: Finding,
+    folder: Path,
+    deadline: float,
+) -> Reproducer | None:
+    """None where the time was spent before the script ended."""
     try:
         text = examination.script(found.impl, small, finding.reason, case.id)
     except RunError as error:
         return Reproducer(found, small, finding, None, str(error))
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / f"{found.impl}-{case.suite}-{case.name}.py"
-    script.write_text(text)
-    code, said = run_script(script, found.impl)
-    if code not in _SHOWS[finding.verdict]:
-        script.unlink()
-        why = f"seen by check {small.check} in the harness alone; by itself the script ended with {code}: {said[-500:]}"
-        return Reproducer(found, small, finding, None, why)
-    script.with_suffix(".txt").write_text(evidence(said))
-    return Reproducer(found, small, finding, script, said)
+    for variant in variants(text):
+        script.write_text(variant)
+        limit_s = min(RUN_LIMIT_S, deadline - time.monotonic())
+        code, said = run_script(script, found.impl, limit_s, lambda: examination.ended)
+        if shows(finding, code, said):
+            script.with_suffix(".txt").write_text(evidence(said))
+            return Reproducer(found, small, finding, script, said)
+    script.unlink()
+    if code is None and limit_s < RUN_LIMIT_S:
+        return None
+    why = f"not shown: {_ending(code)}; it printed: {said[-500:]}"
+    return Reproducer(found, small, finding, None, why)
 
 
-_SHOWS: dict[Verdict, tuple[int | None, ...]] = {
-    Verdict.FAIL: (SHOWS_IT,),
-    Verdict.ERROR: (SHOWS_IT,),
-    Verdict.CRASHED: tuple(range(-64, 0)),  # killed by a signal
-    Verdict.TIMEOUT: (None,),
-}
+def variants(text: str) -> list[str]:
+    """The script, and where another layout is posed the same after a call in contiguous memory.
+
+    The harness asks cases in a row, and what a library planned for one may stay for the next.
+    """
+    return [text, text.replace(ALONE, AFTER_PLAIN)] if ALONE in text else [text]
 
 
-def run_script(script: Path, impl: str) -> tuple[int | None, str]:
-    """Exit code (None: no end within RUN_LIMIT_S) and output of the script in the implementation's own environment."""
-    command = [sys.executable, "-P", str(script)]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=RUN_LIMIT_S,
-            check=False,
-            env=environment_of(impl),
+# ---- what the end of a script shows -----------------------------------------------------------------------
+
+
+def shows(finding: Finding, code: int | None, said: str) -> bool:
+    """Whether the script's end is the finding's: the implementation's doing, and the same thing done.
+
+    code, said: as ``run_script`` returns them. A wrong answer shows a FAIL; the exception of the finding, raised by a
+    call, an ERROR; the same death of the process a CRASHED; a call that does not return a TIMEOUT.
+    """
+    lines = said.splitlines()
+    if ASKING not in lines:
+        return False
+    raised = next(
+        (line.removeprefix("Raised ") for line in reversed(lines) if line.startswith("Raised ")), ""
+    )
+    answered = bool(raised) or any(line.startswith(("Wrong: ", "Nothing is wrong")) for line in lines)
+    match finding.verdict:
+        case Verdict.FAIL:  # a refusal that is not clear is one, too
+            return code == SHOWS_IT or (code == RAISES and _masked(raised) in _masked(finding.reason))
+        case Verdict.ERROR:
+            return code == RAISES and _masked(raised).startswith(_masked(finding.reason.removesuffix("…")))
+        case Verdict.CRASHED:
+            return not answered and code is not None and _died_alike(finding.reason, code, lines)
+        case Verdict.TIMEOUT:
+            return not answered and code is None
+    return False
+
+
+def _masked(text: str) -> str:
+    """Without the numbers, which are addresses and sizes."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", text)
+
+
+def _died_alike(reason: str, code: int, lines: Sequence[str]) -> bool:
+    """Whether a process that ended with ``code`` ended as the worker did. Python's own exit code 1 comes with a
+    traceback; a library's without."""
+    if code >= 0:
+        raised = any(line.startswith("Traceback (most recent call last)") for line in lines)
+        return reason.endswith(f"exited with code {code}") and not raised
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    return re.search(rf"\b{name}\b", reason) is not None
+
+
+def _ending(code: int | None) -> str:
+    """How a script that shows nothing ended."""
+    match code:
+        case None:
+            return "by itself the script does not end"
+        case 0:
+            return "by itself the script finds nothing wrong"
+        case 3:
+            return "by itself the script gets a wrong answer"
+        case 4:
+            return "by itself the script meets another exception"
+    return f"the script failed with {code}"
+
+
+def run_script(
+    script: Path,
+    impl: str,
+    limit_s: float = RUN_LIMIT_S,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[int | None, str]:
+    """Exit code and output of the script in the implementation's own environment; it and all that it started are ended.
+
+    The code is None where it had not ended within ``limit_s``, or when ``stopped`` said so.
+    """
+    deadline = time.monotonic() + limit_s
+    # A pool of compilers would outnumber the cores, and inductor waits up to 300 s for it as the script exits.
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | environment_of(impl)
+    # Into a file: a pipe stays open for as long as any process that the script started.
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return None, f"no end within {RUN_LIMIT_S:g} s\n"
-    return done.returncode, done.stdout + done.stderr
+        try:
+            while process.poll() is None and time.monotonic() < deadline and not stopped():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_S)
+            code = process.returncode
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the whole group may be gone already
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    return code, text if code is not None else f"{text}no end within {limit_s:g} s\n"
 
 
-def _asking(examination: Examination, impl: str) -> Callable[[Case], Finding]:
+POLL_S = 0.2
+
+
+def _asking(examination: Examination, impl: str, until: float) -> Callable[[Case], Finding]:
     def ask(case: Case) -> Finding:
         examination.forgive(impl)
-        return examination.examine(impl, case)
+        return examination.examine(impl, case, limit_s=max(1.0, until - time.monotonic()))
 
     return ask

@@ -25,6 +25,12 @@ TORCHS_OWN = frozenset(  # a list of them would be a page long
 class _Watch(TorchDispatchMode):
     """The first call of every operator that is not torch's, with its arguments."""
 
+    supports_higher_order_operators = True  # torch's own, such as FlexAttention's, which are let through
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}

@@ -280,6 +280,30 @@ def test_opcheck_asks_no_gradient_of_an_operator_that_is_called_below_autograd(e
     assert outcome.facts["operator"] == "attnbench_tests.ignores_its_fake.default"
 
 
+class EagerFlex(Broken):
+    """FlexAttention as it is without torch.compile: a higher-order operator, compiled for dynamo's eager backend."""
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            bhsd = (x.transpose(1, 2) for x in (q, k, v))
+            return flex_attention(*bhsd, scale=problem.softmax_scale).transpose(1, 2)  # type: ignore[union-attr]
+
+        return Prepared(attend)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_opcheck_lets_higher_order_operators_through_and_leaves_the_compiler_as_it_was(
+    examine_on_cpu: Any,
+) -> None:
+    problem = Problem(1, 2, 20, 16, dtype="fp32")
+    outcome = examine_on_cpu(EagerFlex(), case("opcheck", problem))
+    assert (outcome.verdict, outcome.reason) == (Verdict.REFUSED, "registers no operator of its own")
+    outcome = examine_on_cpu(EagerFlex(), case(problem=problem))
+    assert outcome.verdict is Verdict.PASS, outcome.reason
+
+
 # ---- what is declared unsupported ----------------------------------------------------------------------------
 
 

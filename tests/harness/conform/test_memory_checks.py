@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,7 @@ from attnbench.harness.conform.checks import guard_bands
 from attnbench.harness.conform.examine import Outcome
 from attnbench.harness.conform.mutants.plain import Plain, Steps
 from attnbench.harness.conform.verdict import Verdict
-from attnbench.harness.contract import Implementation
+from attnbench.harness.contract import Device, Implementation, Prepared
 from attnbench.harness.masks import Mask
 from attnbench.harness.problem import Problem
 
@@ -25,16 +26,17 @@ CASE = Case(
     "bands", "a test of what is seen outside of a tensor", suite="memory", check="guard_bands",
 )  # fmt: skip
 
+FULL = dataclasses.replace(CASE, problem=dataclasses.replace(CASE.problem, mask=Mask.full()))
+
 
 @torch.library.custom_op("attnbench_tests::copy_with_overrun", mutates_args=())
 def copy_with_overrun(x: Tensor, at: int) -> Tensor:
     """A copy in memory of its own, and 1.0 written at element ``at``, counted from the copy's end or before its start.
 
-    Only ever called under guard bands, where that is memory of ours.
+    A plain copy where there are no guard bands: the write would land in somebody else's memory.
     """
-    assert hasattr(torch.empty_like, "__wrapped__"), (
-        "without guards, the write would land in somebody else's memory"
-    )
+    if not hasattr(torch.empty_like, "__wrapped__"):
+        return x.clone()
     out = torch.empty_like(x)
     out.copy_(x)
     element = out.numel() + at if at >= 0 else at
@@ -107,3 +109,21 @@ def test_torchs_functions_are_given_back() -> None:
     assert (torch.empty, torch.zeros_like, torch.Tensor.new_empty) == before
     assert "new_empty" not in vars(torch.Tensor)
     assert len(allocations.guarded) == 1
+
+
+class Compiled(Plain):
+    """Asks torch for memory inside what it compiles."""
+
+    def prepare(self, problem: Problem, device: Device) -> Prepared:
+        @torch.compile(backend="eager", fullgraph=True, dynamic=False)
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * problem.softmax_scale
+            out = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+            return out + torch.empty(out.shape).zero_() + torch.zeros_like(out)
+
+        return Prepared(attend)
+
+
+def test_what_is_compiled_is_not_traced_through_the_guards(examine_on_cpu: Examine) -> None:
+    outcome = examine_on_cpu(Compiled(), FULL)
+    assert outcome.verdict is Verdict.PASS, outcome.reason
