@@ -117,10 +117,14 @@ class XformersOperator(Implementation):
 
     def standalone(self, problem: Problem, device: Device) -> str:
         mask = problem.mask
-        if self.module == "triton_splitk":
-            return ""
-        bias = "None"
-        if mask.kind == "window":
+        bias, flat = "None", ""
+        if self.module == "triton_splitk" and mask.kind != "full":
+            flat = "    q, k, v = (x.flatten(0, 1)[None] for x in (q, k, v))\n"
+            bias = (
+                "attn_bias.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(q_seqlen=[SEQLEN_Q] * BATCH, "
+                "kv_padding=SEQLEN_K, kv_seqlen=[SEQLEN_K] * BATCH, device=torch.device(DEVICE))"
+            )
+        elif mask.kind == "window":
             far = problem.seqlen_q + problem.seqlen_k
             left, right = (far if side is None else side for side in (mask.left, mask.right))
             bias = f"attn_bias.LocalAttentionFromBottomRightMask(window_left={left}, window_right={right})"
@@ -133,7 +137,7 @@ from xformers.ops.fmha import attn_bias, {self.module}
 
 
 def attend(q, k, v):
-    group = HEADS // KV_HEADS
+{flat}    group = HEADS // KV_HEADS
     if group > 1:
         q = q.unflatten(2, (KV_HEADS, group))
         k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))

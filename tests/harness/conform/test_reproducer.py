@@ -151,6 +151,8 @@ def test_it_says_the_same_however_many_batch_entries_fit(direction: Direction, c
         (flex.Flex(), "causal&blocks(butterfly,128x128)"),
         (xformers_fmha.cutlass, "causal@top_left"),
         (xformers_fmha.flash3, "window(5,0)"),
+        (xformers_fmha.splitk, "full"),
+        (xformers_fmha.splitk, "causal"),
         (sdpa.cudnn, "causal@top_left"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
