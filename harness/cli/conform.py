@@ -37,10 +37,12 @@ _select = partial(typer.Option, rich_help_panel="What to examine")
 _examine = partial(typer.Option, rich_help_panel="How to examine")
 _output = partial(typer.Option, rich_help_panel="Where to and how loud")
 
+LEAST_TOLD_S = 0.05
 RESUME = "Go on with the run in this folder: what it found is kept, what it did not examine is asked."
 KNOWN = (
     "TOML file of failures that are known, with reasons: told apart, and none of the run's failures (README)."
 )
+SHRINK_BUDGET = "Seconds of shrinking and of running scripts in all; what they do not reach, --resume shows."
 BUDGET = "Seconds of examining; what is not answered by then is named as not examined, and --resume asks it."
 
 
@@ -73,6 +75,7 @@ def conform(
     shrink_seconds: Annotated[
         float, _output(help="Seconds that shrinking one failure may take.", min=0.0)
     ] = 90.0,
+    shrink_budget: Annotated[float | None, _output(help=SHRINK_BUDGET, min=0.0)] = None,
     known: Annotated[Path | None, _output(metavar="FILE", help=KNOWN)] = None,
     output_dir: Annotated[
         Path | None,
@@ -109,7 +112,10 @@ def conform(
         impls = select_impls(entries(), options.split(impl), options.split(skip), "--impl")
         folder = output_dir or machine.default_output((where,), gpus, Path("results", "conformance"))
     recorder = Recorder(folder)
-    how = _How(jobs or jobs_for(where), budget or math.inf, scripts, shrink_seconds, faults, quiet)
+    shrink_all = math.inf if shrink_budget is None else shrink_budget
+    how = _How(
+        jobs or jobs_for(where), budget or math.inf, scripts, shrink_seconds, shrink_all, faults, quiet
+    )
     with Examination(where, cases, time_limit_s=time_limit) as examination:
         command = ("bench", *sys.argv[1:])
         if before:
@@ -154,6 +160,7 @@ class _How:
     budget_s: float
     scripts: int
     shrink_s: float
+    shrink_all_s: float
     known: Collection[Known]
     quiet: bool
 
@@ -230,14 +237,21 @@ def _show(examination: Examination, recorder: Recorder, how: _How) -> None:
     failures = [failure for failure in chosen if failure[0].pair not in shown]
     if failures:
         of = ", ".join(dict.fromkeys(finding.impl for finding, _ in failures))
-        how.tell(f"to be shrunk, each for at most {how.shrink_s:g} s: {len(failures)} failures of {of}")
-    reproduce(examination, failures, recorder.folder / FOLDER, how.shrink_s, how.jobs, keep)
+        within = f", all within {how.shrink_all_s:g} s" if math.isfinite(how.shrink_all_s) else ""
+        how.tell(
+            f"to be shrunk, each for at most {how.shrink_s:g} s{within}: {len(failures)} failures of {of}"
+        )
+    folder, before = recorder.folder / FOLDER, len(shrunk)
+    reproduce(examination, failures, folder, how.shrink_s, how.jobs, keep, budget_s=how.shrink_all_s)
+    if left := len(failures) - (len(shrunk) - before):
+        how.tell(f"{left} failures not shrunk; go on with: bench conform --resume {recorder.folder}")
 
 
 def _phases(seconds: Mapping[str, float]) -> str:
     """Where the time went, as ``bench run`` tells it."""
     whole = sum(seconds.values())
-    shares = ", ".join(f"{name} {spent:.1f} s, {100 * spent / whole:.0f}%" for name, spent in seconds.items())
+    told = ((name, spent) for name, spent in seconds.items() if spent >= LEAST_TOLD_S)
+    shares = ", ".join(f"{name} {spent:.1f} s, {100 * spent / whole:.0f}%" for name, spent in told)
     return f"{whole:.1f} s ({shares})"
 
 
