@@ -132,12 +132,14 @@ class Examination:
         upset, begin = candidate.upset, time.monotonic()
         reply = candidate.ask("examine", limit_s=min(limit_s, self._time_limit_s), **request)
         opinions = self._opinions.setdefault(candidate.role, SecondOpinions())
+        if not upset:
+            opinions.heard(reply)
         if not upset or not opinions.wanted(reply):
             return reply
         candidate.close()
         left_s = max(limit_s - (time.monotonic() - begin), LEAST_S)
         fresh = candidate.ask("examine", limit_s=min(left_s, self._time_limit_s), **request)
-        opinions.given(reply, fresh)
+        opinions.heard(fresh, instead_of=reply)
         if not fresh["ok"] and fresh["reason"] == reply["reason"]:
             return fresh
         return fresh | {"facts": fresh.get("facts", {}) | {UPSET: f"{reply['status']}: {reply['reason']}"}}

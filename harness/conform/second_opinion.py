@@ -16,8 +16,8 @@ from attnbench.harness.conform.verdict import Verdict
 from attnbench.harness.run.channel import Message
 
 ENOUGH = 2
-"""Fresh processes that raised the same, after which it is believed of any process: an implementation that raises
-everywhere does not cost a start a case."""
+"""Processes that nothing had upset and that raised the same, after which it is believed of any: an implementation that
+raises everywhere does not cost a start a case."""
 
 
 def upsets(reply: Message) -> bool:
@@ -31,21 +31,29 @@ class SecondOpinions:
 
     def __init__(self) -> None:
         self._confirmed: Counter[str] = Counter()
+        self._denied: set[str] = set()
         self._lock = threading.Lock()
 
     def wanted(self, reply: Message) -> bool:
-        """Whether this answer of a worker that was upset before is to be had of a fresh one too."""
-        raised = not reply["ok"] and reply["status"] == Verdict.ERROR
+        """Whether this answer of a worker that was upset before is to be had of a fresh one too: until it has been
+        confirmed often enough, and always where a fresh one once had it otherwise."""
+        said = _said(reply)
         with self._lock:
-            return raised and self._confirmed[_alike(reply["reason"])] < ENOUGH
+            return bool(said) and (said in self._denied or self._confirmed[said] < ENOUGH)
 
-    def given(self, first: Message, second: Message) -> None:
-        """What a fresh worker said to the same case."""
+    def heard(self, reply: Message, instead_of: Message | None = None) -> None:
+        """What a worker that nothing had upset said, ``instead_of`` an upset one if there was one."""
+        said, first = _said(reply), _said(instead_of) if instead_of else ""
         with self._lock:
-            if not second["ok"] and _alike(second["reason"]) == _alike(first["reason"]):
-                self._confirmed[_alike(first["reason"])] += 1
+            if said:
+                self._confirmed[said] += 1
+            if first and first != said:
+                self._denied.add(first)
 
 
-def _alike(reason: str) -> str:
-    """The reason without its figures and addresses, which differ from case to case and process to process."""
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", reason)
+def _said(reply: Message) -> str:
+    """What was raised, without the figures and addresses that differ from case to case and process to process; empty
+    where nothing was."""
+    if reply["ok"] or reply["status"] != Verdict.ERROR:
+        return ""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", reply["reason"])

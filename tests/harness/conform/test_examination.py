@@ -82,15 +82,21 @@ def by_name(findings: list[Finding]) -> Findings:
 
 
 @pytest.fixture(scope="module")
-def found(suite: str) -> Findings:
+def examined(suite: str) -> tuple[Findings, int]:
+    """Findings of a few plugins, and how many processes were started for the one that raises at everything."""
     cases = select([suite], "cpu")
+    impls = ["right", "last-key", "aborts", "poisoned", "never", "sdpa-cudnn"]
     told: list[Finding] = []
     with Examination("cpu", cases) as examination:
-        examine_all(
-            examination, ["right", "last-key", "aborts", "poisoned", "sdpa-cudnn"], cases, 2, told.append
-        )
-    assert len(told) == 15
-    return by_name(told)
+        examine_all(examination, impls, cases, 2, told.append)
+        started = len(list(examination._scratch.glob("never-*.log")))
+    assert len(told) == 18
+    return by_name(told), started
+
+
+@pytest.fixture(scope="module")
+def found(examined: tuple[Findings, int]) -> Findings:
+    return examined[0]
 
 
 def test_a_right_one_passes_everything(found: Findings) -> None:
@@ -116,14 +122,14 @@ def test_one_that_dies_or_raises_loses_that_case_alone(found: Findings) -> None:
     assert poisoned[2].facts == {UPSET: "ERROR: RuntimeError: left over from 7 keys"}
 
 
-def test_one_that_raises_at_everything_is_believed_after_a_few_fresh_processes(suite: str) -> None:
-    cases = select([suite], "cpu", only=["even"], seeds=6)
-    with Examination("cpu", cases) as examination:
-        findings = [examination.examine("never", case) for case in cases]
-        started = len(list(examination._scratch.glob("never-*.log")))
+def test_one_that_raises_at_everything_is_believed_after_a_few_processes(
+    examined: tuple[Findings, int],
+) -> None:
+    found, started = examined
+    findings = [found["never", case] for case in ("even", "odd", "tail")]
     assert {finding.verdict for finding in findings} == {Verdict.ERROR}
-    assert all(finding.reason.startswith("RuntimeError: no kernel for 6 keys at 0x") for finding in findings)
-    assert started == 1 + ENOUGH
+    assert all(finding.reason.startswith("RuntimeError: no kernel for ") for finding in findings)
+    assert started == ENOUGH < len(findings)
 
 
 def test_one_that_is_for_another_device_is_unavailable(found: Findings) -> None:
