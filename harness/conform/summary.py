@@ -18,10 +18,7 @@ def summary(run: Recorded, known: Collection[Known] = ()) -> Iterator[str]:
     """Lines, the table first."""
     found = totals([run], known)
     yield from _aligned(verdict_rows(found))
-    for total in found:
-        if not total.there:
-            reason = next(finding.reason for finding in run.findings if finding.impl == total.impl)
-            yield f"{total.impl} is unavailable: {reason}"
+    yield from _absent(run, [total.impl for total in found if not total.there])
     for impl in run.impls:
         if upset := sum(f.impl == impl and UPSET in f.facts for f in run.findings):
             yield f"{impl}: {upset} errors of processes that an earlier case had upset were not those of fresh ones"
@@ -34,6 +31,16 @@ def summary(run: Recorded, known: Collection[Known] = ()) -> Iterator[str]:
         if new := [finding for finding in family.failed if is_new(finding, known)]:
             example = new[0].case.removeprefix(family.name)
             yield f"{family.impl} {family.name}: {family.counts}, as {example}: {new[0].reason[:MOST_REASON]}"
+
+
+def _absent(run: Recorded, impls: Collection[str]) -> Iterator[str]:
+    """Who cannot run here, with those that cannot for the same reason."""
+    reasons: dict[str, list[str]] = {}
+    for impl in impls:
+        reason = next(finding.reason for finding in run.findings if finding.impl == impl)
+        reasons.setdefault(reason, []).append(impl)
+    for reason, names in reasons.items():
+        yield f"{', '.join(names)}: unavailable, {reason}"
 
 
 def verdict_rows(found: Sequence[Total]) -> list[list[str]]:

@@ -266,7 +266,7 @@ def test_a_real_fault_is_shown_from_a_plain_shell(suite: str, tmp_path: Path) ->
 def test_nothing_answered_is_exit_3(suite: str, tmp_path: Path) -> None:
     answer = bench("--impl", "sdpa-cudnn", "--suite", suite, "--output-dir", tmp_path / "out")
     assert answer.exit_code == Exit.NOTHING
-    assert answer.stdout.splitlines()[0].startswith("sdpa-cudnn is unavailable: runs on cuda")
+    assert answer.stdout.splitlines()[0].startswith("sdpa-cudnn: unavailable, runs on cuda")
     assert answer.stdout.count("unavailable") == 1
 
 

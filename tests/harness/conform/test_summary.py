@@ -49,11 +49,12 @@ def test_a_line_an_implementation_and_a_column_for_what_occurs() -> None:
 
 
 def test_who_is_not_there_reads_once() -> None:
-    lines = list(summary(run(("a", "UUUUUU", "not installed"), ("b", "RRRRRR", "no"))))
-    assert [line.split()[0] for line in lines] == ["implementation", "b", "a"]
+    found = run(("a", "UUUUUU", "not installed"), ("b", "RRRRRR", "no"), ("c", "UUUUUU", "not installed"))
+    lines = list(summary(found))
+    assert [line.split()[0] for line in lines] == ["implementation", "b", "a,"]
     assert lines[1].split()[1:] == ["6", "0", "of", "0", "-"]
-    assert lines[2] == "a is unavailable: not installed"
-    assert list(summary(run(("a", "UUUUUU", "not installed")))) == [lines[2]]
+    assert lines[2] == "a, c: unavailable, not installed"
+    assert list(summary(run(("a", "UUUUUU", "not installed")))) == ["a: unavailable, not installed"]
 
 
 def test_the_failures_of_a_case_are_told_once_with_an_example() -> None:
