@@ -262,6 +262,39 @@ def attend(q, k, v):
     assert "Wrong: dq[0, " in capsys.readouterr().out
 
 
+def test_memory_is_poisoned_before_a_forward_and_before_its_backward() -> None:
+    text = source(Case(SMALL, "c", "w", suite="s"), sdpa.math, CPU, "a reason", "found as")
+    telling = """
+class Told(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, out):
+        order.append("forward")
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx, dout):
+        order.append("backward")
+        return dout
+
+
+def attend(q, k, v):
+    return Told.apply(right(q, k, v))
+"""
+    poisoning = """
+order, poisons = [], poison
+
+
+def poison():
+    order.append("poison")
+    poisons()
+
+
+print("Asking."
+"""
+    _, scope = run(attending(text, telling).replace('print("Asking."', poisoning.rstrip()))
+    assert scope["order"] == ["poison", "forward", "poison", "backward"]
+
+
 def test_what_a_call_raises_is_told_apart_from_what_the_script_does(capsys: Any) -> None:
     text = source(Case(SMALL, "c", "w", suite="s"), sdpa.math, CPU, "a reason", "found as")
     raising = "def attend(q, k, v):\n    raise ValueError('not today\\nand more')"
