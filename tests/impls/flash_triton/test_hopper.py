@@ -165,6 +165,7 @@ def test_wide_heads_with_a_kernel_for_dq(specialised, make, wrong, monkeypatch, 
         (300, 500, (None, 0), "bottom_right"),
         (500, 300, (None, 0), "bottom_right"),
         (130, 70, (None, 0), "top_left"),
+        (128, 500, (None, 5), "top_left"),  # keys that no query sees, from amid a tile of queries
         (400, 400, (100, 30), "bottom_right"),
         (400, 333, (50, None), "bottom_right"),
         (1100, 900, (None, 0), "bottom_right"),  # more rows than two consumers have at head_dim 64
