@@ -152,7 +152,7 @@ def consume_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_
                         # The other part's exponentials run under these two products.
                         dk_tile = warpgroup_mma(d_s_operand, q.slice(part * PART, PART), dk_tile, is_async=True)
                         log = row_values(log_bufs.index(at).slice((part + 1) * PART, PART, dim=1), PART_LAYOUT)
-                    operands += (weights, d_s_operand)
+                    operands += (weights, d_s_operand)  # type: ignore[assignment]
                     ds_bufs[part].index(ring).slice(consumer * KEYS, KEYS).store(d_s)
                 fence_async_shared()
                 # dS changes hands through a ring of two: who has seen the other's dS of a step knows that the other has
@@ -218,9 +218,9 @@ def hopper_backward_kernel(
     k_buf = gl.allocate_shared_memory(k_desc.dtype, [1, 1, KEYS * CONSUMERS, D], k_desc.layout)
     v_buf = gl.allocate_shared_memory(v_desc.dtype, [1, 1, KEYS * CONSUMERS, D], v_desc.layout)
     DS_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS * CONSUMERS, PART], q_desc.dtype)
-    ds_bufs = ()  # a ring a part
-    for _ in gl.static_range(BLOCK_M // PART):
-        ds_bufs += (gl.allocate_shared_memory(q_desc.dtype, [2, KEYS * CONSUMERS, PART], DS_LAYOUT), )
+    ds_bufs = (gl.allocate_shared_memory(q_desc.dtype, [2, KEYS * CONSUMERS, PART], DS_LAYOUT), )
+    if BLOCK_M > PART:
+        ds_bufs = (ds_bufs[0], gl.allocate_shared_memory(q_desc.dtype, [2, KEYS * CONSUMERS, PART], DS_LAYOUT))
     dq_bufs = gl.allocate_shared_memory(gl.float32, [CONSUMERS, 1, 1, PART, BLOCK_M * D // 128], dq_desc.layout)
     kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

@@ -1,4 +1,4 @@
-"""Gluon kernels run on a CPU: their own source, with tiles that are torch tensors and a thread for each partition.
+"""The Gluon kernels on a CPU: their own source, with tiles that are torch tensors and a thread for each partition.
 
 What is asynchronous happens as late as the program allows: a product reads its operands when it is waited for, the copy
 engine shared memory when its stores are waited for. A buffer that is written too early then gives a wrong result, a
@@ -30,6 +30,12 @@ PATIENCE = 60.0
 of_thread = threading.local()
 
 
+class Tile(Tensor):
+    """A tile in registers. Layouts are not modelled, and all are None."""
+
+    type = SimpleNamespace(layout=None)
+
+
 class Memory:
     """Shared memory: a torch tensor, and views of it."""
 
@@ -52,7 +58,7 @@ class Memory:
         return Memory(self.data.permute(order))
 
     def load(self, layout: Any) -> Tensor:
-        return self.data.clone()
+        return self.data.clone().as_subclass(Tile)
 
     def store(self, tile: Tensor) -> None:
         assert isinstance(tile, Tensor), "stored before its wait"
@@ -105,7 +111,7 @@ class Product:
     def finish(self) -> None:
         a = self.a.data if isinstance(self.a, Memory) else self.a
         start = self.start.result if isinstance(self.start, Product) else self.start
-        product = a.float() @ self.b.data.float()
+        product = (a.float() @ self.b.data.float()).as_subclass(Tile)
         assert product.shape == start.shape
         self.result = start + product if self.use_acc else product
 
@@ -135,6 +141,10 @@ class Pointer:
 
     def __add__(self, by: Any) -> Pointer:
         return Pointer(self.tensor, self.offset + by)
+
+
+def full(shape: Sequence[int], value: Any, dtype: torch.dtype, layout: Any) -> Tensor:
+    return torch.full(list(shape), value, dtype=dtype).as_subclass(Tile)
 
 
 def decorator(function: Any = None, **_: Any) -> Any:
@@ -179,13 +189,13 @@ def mma_wait(pending: int, deps: Sequence[Any]) -> Any:
 
 
 def inline_asm(asm: str, _constraints: str, args: Sequence[Any], **_: Any) -> Any:
-    """The two forms of `keep_between`."""
-    assert "setp.ge.s32 inside, $2, $3" in asm
-    p, place, lowest, *highest = args
-    inside = place >= lowest
-    if highest:
-        inside &= place <= highest[0]
-    return torch.where(inside, p, 0.0)
+    """The masks: `keep_between` and `mask_scores`."""
+    x, place, first, *second = args
+    inside = place >= first if "setp.ge.s32 inside, $2, $3" in asm else place <= first
+    if second:
+        assert "setp.le.and.s32 inside, $2, $4, inside" in asm
+        inside &= place <= second[0]
+    return torch.where(inside, x, float("-inf") if "0fFF800000" in asm else 0.0)
 
 
 class Scalar(int):
@@ -203,7 +213,7 @@ def _scalar(operation: str) -> Callable[..., Any]:
     return apply
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and"):
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and", "xor"):
     setattr(Scalar, f"__{_name}__", _scalar(f"__{_name}__"))
 
 
@@ -221,11 +231,27 @@ def load(pointer: Pointer, mask: Any = True, other: Any = 0) -> Scalar:
     return Scalar(pointer.tensor.view(-1)[pointer.offset] if mask else other)
 
 
-def add_in_order(sums: Pointer, part: Tensor) -> None:
-    """As in `hopper_sums`; the order is that of `sums`."""
-    columns = part.shape[1]
-    flat = part.reshape(4, 2, 8, columns // 8, 4, 2).permute(3, 0, 2, 4, 1, 5).reshape(-1)
-    sums.tensor.view(-1).narrow(0, sums.offset, flat.numel()).add_(flat)
+def store(pointer: Pointer, tile: Tensor, mask: Tensor) -> None:
+    pointer.tensor.view(-1)[pointer.offset[mask]] = tile[mask]
+
+
+def atomic_add(pointer: Pointer, x: Any, sem: str) -> Any:
+    """The value before, of a scalar."""
+    if isinstance(x, Tensor):
+        return pointer.tensor.view(-1).index_add_(0, pointer.offset, x)
+    before = load(pointer)
+    pointer.tensor.view(-1)[pointer.offset] += x
+    return before
+
+
+def reduction(reduce: Callable[..., Tensor]) -> Callable[[Tensor, int], Any]:
+    """Along a dimension; the only one gives a scalar."""
+
+    def apply(x: Tensor, dim: int) -> Any:
+        found = reduce(x, dim)
+        return found if found.dim() else Scalar(found)
+
+    return apply
 
 
 class Machine:
@@ -234,19 +260,21 @@ class Machine:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.modules: dict[str, SimpleNamespace] = {}
-        self.program = 0
+        self.program, self.programs = 0, 1
         both = {
             "constexpr": lambda x: x, "program_id": lambda _: Scalar(self.program), "static_range": range,
             "minimum": elementwise(torch.minimum), "maximum": elementwise(torch.maximum),
             "where": elementwise(torch.where), "cdiv": lambda a, b: Scalar((a + b - 1) // b),
             "load": load, "int64": torch.int64, "float32": torch.float32, "int32": torch.int32, "uint32": torch.int64,
-            "float16": torch.float16, "exp2": torch.exp2,
+            "float16": torch.float16, "exp2": torch.exp2, "math": torch, "store": store, "max": reduction(torch.amax),
+            "sum": reduction(torch.sum),
         }  # fmt: skip
         language = SimpleNamespace(
-            **both, NVMMADistributedLayout=tuple_of, DotOperandLayout=tuple_of, SliceLayout=tuple_of,
-            NVMMASharedLayout=SimpleNamespace(get_default_for=tuple_of), allocate_shared_memory=self.allocate,
-            zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
-            arange=lambda a, b, layout: torch.arange(a, b),
+            **both, NVMMADistributedLayout=layout_of, DotOperandLayout=layout_of, SliceLayout=layout_of,
+            NVMMASharedLayout=SimpleNamespace(get_default_for=layout_of), allocate_shared_memory=self.allocate,
+            full=full, zeros=lambda shape, dtype, layout: full(shape, 0, dtype, layout),
+            arange=lambda a, b, layout: torch.arange(a, b).as_subclass(Tile), num_programs=lambda _: self.programs,
+            BlockedLayout=layout_of, SwizzledSharedLayout=layout_of, atomic_add=atomic_add,
             reshape=lambda x, shape: x.reshape(shape), permute=lambda x, order: x.permute(order),
             split=lambda x: (x[..., 0], x[..., 1]), convert_layout=lambda x, layout, assert_trivial=False: x,
             inline_asm_elementwise=inline_asm, warp_specialize=self.specialize, static_assert=lambda _: None,
@@ -264,7 +292,9 @@ class Machine:
             "triton": triton, "triton.language": triton, "triton.experimental": SimpleNamespace(gluon=gluon),
             "triton.experimental.gluon": gluon, "triton.experimental.gluon.language.nvidia.hopper": hopper,
         }  # fmt: skip
-        self.modules["hopper_sums"] = SimpleNamespace(add_in_order=add_in_order)
+        self.modules["hopper_pairs"] = SimpleNamespace(
+            pack_pairs=lambda x, dtype: x.to(dtype), unpack_pairs=lambda pairs, dtype, layout: pairs
+        )
         self.modules["hopper_tma"] = SimpleNamespace(
             load_async=load_async,
             store_async=later(Tensor.copy_),
@@ -289,7 +319,7 @@ class Machine:
         """Shared memory, NaN at first, or barriers."""
         if layout == "barrier":
             return Barriers(shape[0], self.changed)
-        return Memory(torch.full(list(shape), float("nan"), dtype=dtype))
+        return Memory(torch.full(list(shape), float("nan") if dtype.is_floating_point else -1, dtype=dtype))
 
     def init_barrier(self, barrier: Any, count: int) -> None:
         barrier = barrier.all[0] if isinstance(barrier, Barriers) else barrier
@@ -333,9 +363,11 @@ class Machine:
                 arguments.append(argument)
         function = call.kernel.fn
         kernel = getattr(self.module(function.__module__.rpartition(".")[2]), function.__name__)
-        for self.program in range(call.grid[0]):
+        self.programs = call.grid[0]
+        for program in range(call.grid[0]):
+            self.program = program
             kernel(*arguments, **call.constants)
 
 
-def tuple_of(*_: Any) -> None:
+def layout_of(*_: Any) -> None:
     """A layout: not modelled."""

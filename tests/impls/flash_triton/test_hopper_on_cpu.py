@@ -1,6 +1,5 @@
-"""The backward for Hopper, judged without one: its source on a CPU, by `gluon_on_cpu`."""
+"""The kernels for Hopper, judged without one: their source on a CPU, by `gluon_on_cpu`."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def machine(monkeypatch, load_module):
-    """Backward launches of the specialised kernels on a `Machine`, all others by Triton's interpreter."""
+    """Launches of the specialised kernels on a `Machine`, all others by Triton's interpreter."""
     machine = load_module("gluon_on_cpu", Path(__file__).with_name("gluon_on_cpu.py")).Machine()
 
     def run(calls, tensors):
@@ -24,10 +23,9 @@ def machine(monkeypatch, load_module):
             specialised = "hopper" in call.kernel.fn.__module__
             machine.run(call, tensors) if specialised else call.first(tensors)
 
-    forward_config = configs.forward_config
+    few = 3  # so that each program of a forward computes several tiles
     monkeypatch.setattr(configs, "HOPPER_WHEREVER_POSSIBLE", True)
-    monkeypatch.setattr(launch, "forward_config", lambda *a: replace(forward_config(*a), hopper=None))
-    monkeypatch.setattr(launch, "device_for", lambda *_: configs.Device((9, 0), 132))
+    monkeypatch.setattr(launch, "device_for", lambda *_: configs.Device((9, 0), few))
     monkeypatch.setattr(launch, "launch", run)
     launch.forget_plans()
     yield machine
@@ -50,6 +48,12 @@ def test_matches_fp64(machine, make, wrong, head_dim, seqlen_q, seqlen_k, window
     assert wrong(problem, flash_attention, window=window, alignment=alignment) == []
 
 
+def test_three_consumers(machine, make, wrong):
+    """Rows past the end, and tiles of 192 rows over 128 keys, of which not every consumer needs all."""
+    problem = make(1100, 300, head_dim=64, right=0, shift=0)
+    assert wrong(problem, flash_attention, causal=True, alignment="top_left") == []
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_block_lists(machine, make, wrong, head_dim):
     blocks = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])
@@ -62,11 +66,11 @@ def test_block_lists(machine, make, wrong, head_dim):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("right", [None, 0], ids=str)
+@pytest.mark.parametrize("right", [None, 200], ids=str)
 def test_keys_past_the_end_weigh_nothing(machine, make, wrong, head_dim, right):
     """Of rows whose every score is far below 0, the score. The copy engine fills such keys with 0, and exp(0 - LSE)
     overflows."""
-    problem = make(128, 200, head_dim=head_dim, right=right)
+    problem = make(256, 200, head_dim=head_dim, right=right)
     problem.q = problem.q.abs() * 40
     problem.k = -problem.k.abs()
     assert wrong(problem, flash_attention, window=(None, right)) == []
