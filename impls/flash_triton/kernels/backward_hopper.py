@@ -219,8 +219,8 @@ def hopper_backward_kernel(
     v_buf = gl.allocate_shared_memory(v_desc.dtype, [1, 1, KEYS * CONSUMERS, D], v_desc.layout)
     DS_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS * CONSUMERS, PART], q_desc.dtype)
     ds_bufs = (gl.allocate_shared_memory(q_desc.dtype, [2, KEYS * CONSUMERS, PART], DS_LAYOUT), )
-    if BLOCK_M > PART:
-        ds_bufs = (ds_bufs[0], gl.allocate_shared_memory(q_desc.dtype, [2, KEYS * CONSUMERS, PART], DS_LAYOUT))
+    if BLOCK_M > PART:  # a ring a part
+        ds_bufs += (gl.allocate_shared_memory(q_desc.dtype, [2, KEYS * CONSUMERS, PART], DS_LAYOUT), )  # type: ignore[assignment]
     dq_bufs = gl.allocate_shared_memory(gl.float32, [CONSUMERS, 1, 1, PART, BLOCK_M * D // 128], dq_desc.layout)
     kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
