@@ -9,9 +9,7 @@ not modelled; a layout that does not fit is the compiler's to refuse.
 from __future__ import annotations
 
 import builtins
-import random
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +22,6 @@ from attnbench.impls.flash_triton import kernels
 from attnbench.impls.flash_triton.calls import Address, Call, Tiles
 
 FOLDER = Path(kernels.__file__).parent
-PATIENCE = 60.0
-"""Seconds after which a barrier that has not opened is taken for one that never does."""
-
 of_thread = threading.local()
 
 
@@ -66,34 +61,59 @@ class Memory:
         self.data.copy_(tile)
 
 
+class Partitions:
+    """How many run, and how many of these wait at barriers: when all do, none will ever open."""
+
+    def __init__(self) -> None:
+        self.changed, self.running, self.waiting, self.over = threading.Condition(), 0, 0, False
+
+    def wait(self) -> None:
+        """For any barrier to open; the lock is held."""
+        self.waiting += 1
+        assert self.waiting < self.running, "a barrier never opens"
+        self.changed.wait()
+        assert not self.over, "another partition has failed"
+
+    def wake(self) -> None:
+        """All that wait; the lock is held."""
+        self.waiting = 0
+        self.changed.notify_all()
+
+    def leave(self, failed: bool) -> None:
+        """One partition has ended: those that wait see whether they are all that is left."""
+        with self.changed:
+            self.running -= 1
+            self.over |= failed
+            self.wake()
+
+
 class Barrier:
     """An mbarrier: a phase ends when all have arrived and all announced bytes have landed."""
 
-    def __init__(self, changed: threading.Condition) -> None:
-        self.changed, self.phase, self.count, self.missing, self.bytes = changed, 0, 0, 0, 0
+    def __init__(self, partitions: Partitions) -> None:
+        self.partitions, self.phase, self.count, self.missing, self.bytes = partitions, 0, 0, 0, 0
 
     def arrive(self, count: int = 0, announced: int = 0, landed: int = 0) -> None:
-        with self.changed:
+        with self.partitions.changed:
             self.missing -= count
             self.bytes += announced - landed
             assert self.missing >= 0, "more arrivals than the barrier counts"
             if self.missing == 0 and self.bytes == 0:
                 self.phase, self.missing = self.phase + 1, self.count
-                self.changed.notify_all()
+                self.partitions.wake()
 
     def wait(self, parity: int) -> None:
         """Until the phase of this parity has ended: at first the one before phase 0 has."""
-        deadline = time.monotonic() + PATIENCE
-        with self.changed:
+        with self.partitions.changed:
             while self.phase % 2 == parity:
-                assert self.changed.wait(deadline - time.monotonic()), "a barrier never opens"
+                self.partitions.wait()
 
 
 class Barriers:
     """An array of them, or the first of it."""
 
-    def __init__(self, count: int, changed: threading.Condition) -> None:
-        self.all = [Barrier(changed) for _ in range(count)]
+    def __init__(self, count: int, partitions: Partitions) -> None:
+        self.all = [Barrier(partitions) for _ in range(count)]
 
     def index(self, i: Any) -> Barrier:
         return self.all[int(i)]
@@ -258,7 +278,7 @@ class Machine:
     """One program at a time of a kernel's grid."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.partitions = Partitions()
         self.modules: dict[str, SimpleNamespace] = {}
         self.program, self.programs = 0, 1
         both = {
@@ -318,7 +338,7 @@ class Machine:
     def allocate(self, dtype: Any, shape: Sequence[int], layout: Any) -> Any:
         """Shared memory, NaN at first, or barriers."""
         if layout == "barrier":
-            return Barriers(shape[0], self.changed)
+            return Barriers(shape[0], self.partitions)
         return Memory(torch.full(list(shape), float("nan") if dtype.is_floating_point else -1, dtype=dtype))
 
     def init_barrier(self, barrier: Any, count: int) -> None:
@@ -328,6 +348,8 @@ class Machine:
     def specialize(self, partitions: Sequence[tuple[Any, Any]], *_: Any) -> None:
         """All partitions at once; the first error of any is raised."""
         errors: list[BaseException] = []
+        together = self.partitions
+        together.running, together.waiting, together.over = len(partitions), 0, False
 
         def run(function: Any, arguments: Any) -> None:
             of_thread.products, of_thread.stores = [], []
@@ -338,14 +360,13 @@ class Machine:
                 assert not of_thread.products, "a product that nobody waits for"
             except BaseException as error:  # noqa: BLE001 - raised below
                 errors.append(error)
+            together.leave(failed=bool(errors))
 
         threads = [threading.Thread(target=run, args=p, daemon=True) for p in partitions]
-        random.shuffle(threads)
         for thread in threads:
             thread.start()
         for thread in threads:
-            while thread.is_alive() and not errors:
-                thread.join(0.05)
+            thread.join()
         if errors:
             raise errors[0]
 
