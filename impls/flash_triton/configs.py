@@ -246,13 +246,15 @@ def _hopper(device: Device, shape: Shape) -> Hopper | None:
 def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
     if not specialisable(device, shape):
         return None
-    # dK, dV, S^T, dP^T and dQ take 64 + 64 + 32 + 32 + 32 registers at head_dim 128; 128 query rows spill at 64 too
-    # (compiler's report for sm_90a). At 256 dK and dV take a warpgroup each.
+    # dK, dV, S^T, dP^T and dQ take 64 + 64 + 32 + 32 + 32 registers at head_dim 128. At 256 dK and dV take a warpgroup
+    # each.
     if shape.head_dim == 64:
-        # n 4096: 330 full, 304 causal, portable 350, 315. n 8192: 354, 336, portable 367, 323. Dropout at n 8192: 320,
-        # 298; the portable kernel computes Philox twice.
-        chosen = HopperBackward(64, 3, True)
-        faster = shape.dropout or (shape.causal and shape.seqlen_k >= 8192)
+        # 128 query rows: 32 + 32 + 64 + 64 registers and no spill but under dropout (compiler's report). From n 1024 on
+        # faster than the portable kernels (predicted; 64 rows were at n 8192: 354, 336, portable 367, 323; dropout
+        # 320, 298, where the portable kernel computes Philox twice).
+        whole = shape.mask_block[0] % 128 == 0 and not shape.dropout
+        chosen = HopperBackward(128, 2, True) if whole else HopperBackward(64, 3, True)
+        faster = shape.dropout or (whole and shape.seqlen_k >= 1024)
     elif shape.head_dim == 128:
         # n 16384: 560 full, 510 causal, portable 433, 355. n 4096: 457, 406, portable 384, 311. n 1024: at least 360,
         # 276, the portable kernels' own times 368, 274; n 512: at least 240, 158, portable 299, 198 (NOTES.md).

@@ -104,7 +104,12 @@ def backward(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
     stats holds LSE in base 2 and delta: (2, batch, heads, rows_padded). dq_acc is contiguous BSHD, or of `wide` heads
     (batch, heads, rows_padded, head_dim) in the order of `kernels.sums`.
     """
-    from attnbench.impls.flash_triton.kernels.backward_hopper import CONSUMERS, KEYS, hopper_backward_kernel
+    from attnbench.impls.flash_triton.kernels.backward_hopper import (
+        CONSUMERS,
+        KEYS,
+        PART,
+        hopper_backward_kernel,
+    )
     from attnbench.impls.flash_triton.kernels.backward_hopper_wide import hopper_wide_kernel
 
     assert config.hopper is not None
@@ -122,7 +127,9 @@ def backward(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
         dq = Address("dq_acc" if chosen.fused else "dq")
     else:
         kernel, fused, row_tiles_of_plane = hopper_backward_kernel, {}, []
-        dq = tiles("dq_acc", p.q[0], p.dq_strides, torch.float32, chosen.block_m, p.head_dim // 2)
+        # A consumer's half: 64 rows of 128, or of 64 half the columns.
+        columns = p.head_dim * chosen.block_m // (CONSUMERS.value * PART.value)
+        dq = tiles("dq_acc", p.q[0], p.dq_strides, torch.float32, PART.value, columns)
     return Call(
         kernel,
         (key_tiles * planes,),

@@ -40,11 +40,11 @@ STAGES = (1, 2, 3, 4)
 HOPPER_FORWARDS = {64: (2, 3), 128: (2, 3), 256: (2,)}
 """Consumers by head_dim: ptxas gives up on three at 256."""
 HOPPER_BACKWARDS = {
-    64: ((64, 2, True), (64, 3, True)),
+    64: ((128, 2, True), (64, 2, True), (64, 3, True)),
     128: ((64, 2, True), (64, 3, True)),
     256: ((64, 2, True), (64, 2, False), (32, 2, False)),
 }
-"""(query rows, stages, fused) by head_dim: what compiles for sm_90a. Fused kernels multiply 64 rows at once."""
+"""(query rows, stages, fused) by head_dim: what compiles for sm_90a, but 128 rows under dropout."""
 REGISTERS = 224
 """Accumulators of a thread beyond which a tile would spill for certain: 255 less what addresses and rows take."""
 
@@ -162,7 +162,12 @@ def _hopper_backwards(device: Device, shape: Shape, deterministic: bool) -> Iter
     if not specialisable(device, shape):
         return
     for rows, stages, fused in HOPPER_BACKWARDS.get(shape.head_dim, ()):
-        if divide(shape, rows, 64 if wide(shape.head_dim) else 128) and not (fused and deterministic):
+        compiles = rows <= 64 or not shape.dropout
+        if (
+            compiles
+            and divide(shape, rows, 64 if wide(shape.head_dim) else 128)
+            and not (fused and deterministic)
+        ):
             yield HopperBackward(rows, stages, fused)
 
 

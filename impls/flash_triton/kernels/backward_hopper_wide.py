@@ -74,20 +74,21 @@ def add_dq(i, tile, sums, k_buf, ds_ring, consumer: gl.constexpr, BLOCK_M: gl.co
 
 @gluon.jit
 def weigh(scores, log, gone, row, exempt, place, band, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-          DROPOUT: gl.constexpr, LAYOUT: gl.constexpr):  # fmt: skip
+          EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, LAYOUT: gl.constexpr):  # fmt: skip
     """(P with the dropped elements 0, P with their sign set) of a tile of scores.
 
-    An exempt tile, of a full block, is outside the band rule. Keys past the end of the sequence are not masked: they
-    touch nothing but their own gradients, which are not stored.
+    An exempt tile, of a full block, is outside the band rule. Keys past the end are masked too: their K is 0, but an
+    infinite P would make their share of dQ NaN.
     """
-    _, _, col, _, _, _, _, _, _ = place
+    _, _, col, _, _, _, _, _, seqlen_k = place
     shift, left, right, _, scale_log2, _, _ = band
     p = gl.exp2(scores * scale_log2 - log[None, :])
-    if HAS_LEFT or HAS_RIGHT:
+    if HAS_LEFT or HAS_RIGHT or not EVEN_K:
         local = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, LAYOUT))
         cols = col + gl.arange(0, scores.shape[0], layout=gl.SliceLayout(1, LAYOUT))
         slack = gl.where(exempt, 2**29, 0)
-        p = keep_between(p, local, cols, row, 2**30, shift, left + slack, right + slack, HAS_LEFT, HAS_RIGHT)
+        last = 2**30 if EVEN_K else seqlen_k
+        p = keep_between(p, local, cols, row, last, shift, left + slack, right + slack, HAS_LEFT, HAS_RIGHT)
     kept = p
     signed = p
     if DROPOUT:
@@ -98,8 +99,8 @@ def weigh(scores, log, gone, row, exempt, place, band, HAS_LEFT: gl.constexpr, H
 
 @gluon.jit
 def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
-                    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, DROPOUT: gl.constexpr, MASK_M: gl.constexpr,
-                    MASK_N: gl.constexpr, FUSED: gl.constexpr):  # fmt: skip
+                    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr, DROPOUT: gl.constexpr,
+                    MASK_M: gl.constexpr, MASK_N: gl.constexpr, FUSED: gl.constexpr):  # fmt: skip
     """Consumer: S, P and dV, and dQ's first half; S of a step runs with dV of the step before."""
     descriptors, buffers, barriers, exchange, place, lists, band = state
     _, _, _, _, _, _, dv_desc, _ = descriptors
@@ -137,7 +138,7 @@ def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M:
         scores = warpgroup_mma_wait(0, deps=(scores, ))
         mbarrier.arrive(q_empty.index(0), count=1)
         kept, signed = weigh(
-            scores, log, gone, row, exempt, place, band, HAS_LEFT, HAS_RIGHT, DROPOUT, S_LAYOUT
+            scores, log, gone, row, exempt, place, band, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, S_LAYOUT
         )  # fmt: skip
         p_bufs.index(0).store(signed.to(dtype))
         mbarrier.arrive(p_ready.index(0), count=1)
@@ -162,7 +163,7 @@ def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M:
             scores = warpgroup_mma_wait(1, deps=(scores, ))
             mbarrier.arrive(q_empty.index(at), count=1)
             kept, signed = weigh(
-                scores, log, gone, row, exempt, place, band, HAS_LEFT, HAS_RIGHT, DROPOUT, S_LAYOUT
+                scores, log, gone, row, exempt, place, band, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, S_LAYOUT
             )  # fmt: skip
             ring = i % 2
             mbarrier.wait(p_empty.index(ring), ((i // 2) & 1) ^ 1)
@@ -320,7 +321,7 @@ def hopper_wide_kernel(
     last_col = gl.minimum(col + KEYS, seqlen_k) - 1
     lo, hi, _, _ = visible_rows(col, last_col, seqlen_q, shift, left, right, HAS_LEFT, HAS_RIGHT)
     begin = lo // BLOCK_M
-    end = gl.maximum(gl.cdiv(hi, BLOCK_M), begin)
+    end = gl.cdiv(hi, BLOCK_M)
 
     q_bufs = gl.allocate_shared_memory(q_desc.dtype, [STAGES, 1, 1, BLOCK_M, D], q_desc.layout)
     do_bufs = gl.allocate_shared_memory(do_desc.dtype, [STAGES, 1, 1, BLOCK_M, D], do_desc.layout)
@@ -368,7 +369,7 @@ def hopper_wide_kernel(
     band = (shift, left, right, scale, scale_log2, rng, threshold)
     state = (descriptors, buffers, barriers, exchange, place, lists, band)
     gl.warp_specialize([
-        (value_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, DROPOUT, MASK_M, MASK_N, FUSED)),
+        (value_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N, FUSED)),
         (key_partition, (state, 1, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, DROPOUT, MASK_M, MASK_N, FUSED)),
         (load_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
     ], [4, 1], [240, 24])  # fmt: skip

@@ -80,8 +80,16 @@ def visible(rows, cols, cols_total, shift, left, right, HAS_LEFT: tl.constexpr, 
 
 
 @triton.jit
+def empty_from_0(lo, hi):
+    """(lo, hi), or (0, 0) if that range is empty: rounded to tiles it may still be one, past the end of the operands,
+    and garbage times a masked 0 is NaN."""
+    return tl.where(lo < hi, lo, 0), tl.where(lo < hi, hi, 0)
+
+
+@triton.jit
 def visible_cols(first_row, last_row, cols_total, shift, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
-    """(lo, hi, full_lo, full_hi): columns some row of the range sees, and columns that every row of it sees."""
+    """(lo, hi, full_lo, full_hi): columns some row of the range sees, and columns that every row of it sees; lo and hi
+    are 0 where no column is seen."""
     lo = 0
     hi = cols_total
     full_lo = 0
@@ -92,12 +100,14 @@ def visible_cols(first_row, last_row, cols_total, shift, left, right, HAS_LEFT: 
     if HAS_LEFT:
         lo = tl.maximum(lo, first_row + shift - left)
         full_lo = tl.maximum(full_lo, last_row + shift - left)
-    return lo, tl.maximum(hi, lo), full_lo, full_hi
+    lo, hi = empty_from_0(lo, hi)
+    return lo, hi, full_lo, full_hi
 
 
 @triton.jit
 def visible_rows(first_col, last_col, rows_total, shift, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
-    """(lo, hi, full_lo, full_hi): rows that see some column of the range, and rows that see every column of it."""
+    """(lo, hi, full_lo, full_hi): rows that see some column of the range, and rows that see every column of it; lo and
+    hi are 0 where no row sees any."""
     lo = 0
     hi = rows_total
     full_lo = 0
@@ -108,7 +118,8 @@ def visible_rows(first_col, last_col, rows_total, shift, left, right, HAS_LEFT: 
     if HAS_LEFT:
         hi = tl.minimum(hi, last_col - shift + left + 1)
         full_hi = tl.minimum(full_hi, first_col - shift + left + 1)
-    return lo, tl.maximum(hi, lo), full_lo, full_hi
+    lo, hi = empty_from_0(lo, hi)
+    return lo, hi, full_lo, full_hi
 
 
 @triton.jit

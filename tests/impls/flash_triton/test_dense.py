@@ -35,6 +35,24 @@ def test_window(make, wrong, window, seqlen_q, seqlen_k, alignment):
     assert wrong(problem, flash_attention, window=window, alignment=alignment) == []
 
 
+def amid_nan(x):
+    """x as rows of a longer sequence that is NaN before and after them."""
+    around = torch.full_like(x[:, :1], float("nan")).expand(-1, 128, -1, -1)
+    return torch.cat([around, x, around], 1)[:, 128:-128]
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_k", "window"), [(128, 300, (None, 5)), (300, 128, (5, None))], ids=str
+)
+def test_tiles_of_keys_or_queries_without_a_partner(make, wrong, seqlen_q, seqlen_k, window):
+    """The band leaves the last keys, or the last queries, at once and not at the edge of a tile."""
+    problem = make(seqlen_q, seqlen_k, left=window[0], right=window[1], shift=0)
+    problem.q, problem.k, problem.v, problem.d_out = (
+        amid_nan(x) for x in (problem.q, problem.k, problem.v, problem.d_out)
+    )
+    assert wrong(problem, flash_attention, window=window, alignment="top_left") == []
+
+
 def test_causal_window_has_no_right_side(make, wrong):
     assert wrong(make(80, 80, left=9, right=0), flash_attention, window=(9, 30), causal=True) == []
 

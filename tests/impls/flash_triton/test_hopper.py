@@ -62,7 +62,7 @@ def test_the_triton_that_is_installed_has_the_gluon_they_are_written_in():
 @pytest.mark.parametrize(
     ("head_dim", "seqlen", "causal", "specialised_wins"),
     [
-        (64, 8192, False, False), (64, 8192, True, True), (64, 4096, True, False),
+        (64, 512, False, False), (64, 1024, True, True), (64, 8192, False, True),
         (128, 512, False, False), (128, 1024, False, True), (128, 2048, True, True),
         (256, 512, True, True), (256, 8192, False, True),
     ],
@@ -165,6 +165,7 @@ def test_wide_heads_with_a_kernel_for_dq(specialised, make, wrong, monkeypatch, 
         (300, 500, (None, 0), "bottom_right"),
         (500, 300, (None, 0), "bottom_right"),
         (130, 70, (None, 0), "top_left"),
+        (128, 500, (None, 5), "top_left"),  # keys that no query sees, from amid a tile of queries
         (400, 400, (100, 30), "bottom_right"),
         (400, 333, (50, None), "bottom_right"),
         (1100, 900, (None, 0), "bottom_right"),  # more rows than two consumers have at head_dim 64
