@@ -32,6 +32,7 @@ struct Params {
     float scale, scale_log2;
     float keep_scale;    // 1 / (the probability that dropout keeps a weight)
     int threshold;       // dropout keeps a weight iff its byte is below
+    int keep_rows;       // whether q and d_out are to leave the second-level cache last
 };
 
 /// One compiled kernel: KEYS keys a tile, ROWS queries a step, SLOTS for Q and OUT_SLOTS for dO.
