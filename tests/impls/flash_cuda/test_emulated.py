@@ -131,7 +131,7 @@ def test_a_planted_bug_of_the_forward_is_found(emulate, make, errors, broken, fi
         (BACKWARD, "ptx::wait(plan.scores_ready[dq_at.slot], dq_at.parity);", "",
          "no barrier puts that after the write"),
         (BACKWARD, "ptx::fence_async_shared();\n        __syncwarp();", "__syncwarp();", "without a proxy fence since"),
-        (CONSUMER, "ptx::wait_stores_read<0>();\n        }\n        ptx::sync", "}\n        ptx::sync",
+        (CONSUMER, "ptx::wait_stores_read<PENDING>();\n        }\n        ptx::sync", "}\n        ptx::sync",
          "from which a store is still to read"),
         (BACKWARD, "dq_at.advance();", "dq_at.parity ^= 1;", "no barrier puts that after"),
         ("backward/rows.cuh", "    __syncthreads();\n", "", "wrote without a proxy fence since"),

@@ -241,11 +241,12 @@ struct Consumer {
         }
     }
 
-    /// The stage is free again: what was sent from it has left.
+    /// The stage is free again: what was sent from it has left, all but the last PENDING.
+    template <int PENDING = 0>
     __device__ __forceinline__ void begin_stage() {
         if (thread == 0) {
             if constexpr (C::DETERMINISTIC) wait_added();
-            ptx::wait_stores_read<0>();
+            ptx::wait_stores_read<PENDING>();
         }
         ptx::sync_threads(FIRST_CONSUMER + consumer, WARPGROUP);
     }
@@ -298,7 +299,7 @@ struct Consumer {
     __device__ __forceinline__ void store_result(tile::Panels<tile::ROWS, DIM>& staged,
                                                  const float (&values)[tile::accumulators(DIM)],
                                                  const ptx::TensorMap& target) {
-        begin_stage();
+        begin_stage<C::APART>();  // dK follows a dQ or dV, from where dV is to leave, and dV a dK
         tile::store_fragment<T, DIM>(staged, values, thread);
         end_stage();
         if (thread == 0) {

@@ -60,6 +60,8 @@ struct Config {
     static constexpr bool STAGED = CLUSTER == 1 || DETERMINISTIC;
     static constexpr bool ENDS_IN_SLOTS = LISTS || !STAGED;  // the end of a tile takes a slot of Q and one of dO
     static constexpr int SLOTS = CLUSTER > 1 && STAGED ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
+    // Where shared memory has room for it, to which dropout's bits bring it close.
+    static constexpr bool APART = !WIDE && (!DROPOUT || DIM + DIM_V <= 128);
     static constexpr int KEY_TILES = KEYS / tile::ROWS;
     // A consumer's part.
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
@@ -118,6 +120,25 @@ struct Arrivals {
 template <>
 struct Arrivals<1> {};
 
+/// A unit of dQ on its way to the sums; at the end of a tile a consumer's dV and dK. APART: dK has a place of its own, so
+/// that neither dK waits for the last dQ to leave nor dV for dK.
+template <bool APART, class Dk, class Dv>
+struct Stage {
+    union {
+        tile::Floats dq;
+        Dv dv;
+        Dk dk;
+    };
+};
+template <class Dk, class Dv>
+struct Stage<true, Dk, Dv> {
+    union {
+        tile::Floats dq;
+        Dv dv;
+    };
+    Dk dk;
+};
+
 /// One for each consumer.
 template <bool STAGED, class Stage>
 struct Stages {
@@ -136,13 +157,7 @@ struct SharedMemoryPlan {
     using Scores = tile::Panels<tile::ROWS, C::ROWS>;  // 64 keys by the rows of a step
     static constexpr int SHARED_SCORES = C::WIDE ? 2 : CONSUMERS;
 
-    /// A unit of dQ on its way to the sums; at the end of a tile a consumer's dV and dK.
-    union Stage {
-        tile::Floats dq;
-        tile::Panels<tile::ROWS, C::OWN_DIM> dk;
-        tile::Panels<tile::ROWS, C::OWN_DIM_V> dv;
-    };
-
+    using Stage = backward::Stage<C::APART, tile::Panels<tile::ROWS, C::OWN_DIM>, tile::Panels<tile::ROWS, C::OWN_DIM_V>>;
     Key k[C::KEY_TILES];
     Value v[C::KEY_TILES];
     Query q[C::SLOTS];
