@@ -19,6 +19,8 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     using Base::Base, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
         Base::plan, Base::q_at, Base::scores, Base::PART, Base::PARTS;
 
+    /// How many parts' weights are ahead of their differences, for which parts of 64 leave no registers.
+    static constexpr int AHEAD = PART < 64 && PARTS > 1;
     Operand p_operand[PARTS], ds_operand[PARTS];
     float dq[tile::accumulators(tile::PANEL)];
     tile::Cursor<2> dq_at;           // of plan.scores: where the latest dS lies, or is to lie
@@ -108,23 +110,28 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
         if constexpr (MASKED) this->mask(block * C::ROWS);
         const int now = ptx::opaque(threadIdx.x) % WARPGROUP;  // addresses are not kept from step to step
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            this->weigh(lse, part);
-            this->round_weights(p_operand[part], part);
-            add_dv(part);
+        for (int part = 0; part < PARTS + AHEAD; ++part) {
+            if (part < PARTS) {
+                this->weigh(lse, part);
+                this->round_weights(p_operand[part], part);
+                add_dv(part);
+                if (AHEAD && part + 1 < PARTS) this->load_statistics(lse, plan.lse[q_at.slot], part + 1);
+            }
+            const int late = part - AHEAD;
+            if (late < 0) continue;
 
             // Of parts of 64 half of them here: for all there are no registers.
-            this->template load_statistics<0, EARLY>(delta, plan.delta[d_out_at.slot], part);
-            if (part == 0) {
-                ptx::wait_products<1>();
+            this->template load_statistics<0, EARLY>(delta, plan.delta[d_out_at.slot], late);
+            if (late == 0) {
+                ptx::wait_products<1 + AHEAD>();
                 ptx::pin(d_scores);
             }
-            this->template load_statistics<EARLY, PART>(delta, plan.delta[d_out_at.slot], part);
-            this->differentiate(delta, part);
-            this->round(ds_operand[part], d_scores, part);
-            tile::store_operand<PART>(plan.scores[dq_at.slot][consumer], ds_operand[part], now, part * PART);
-            add_dk(part);
-            if (part + 1 < PARTS) this->load_statistics(lse, plan.lse[q_at.slot], part + 1);
+            this->template load_statistics<EARLY, PART>(delta, plan.delta[d_out_at.slot], late);
+            this->differentiate(delta, late);
+            this->round(ds_operand[late], d_scores, late);
+            tile::store_operand<PART>(plan.scores[dq_at.slot][consumer], ds_operand[late], now, late * PART);
+            add_dk(late);
+            if (!AHEAD && part + 1 < PARTS) this->load_statistics(lse, plan.lse[q_at.slot], part + 1);
         }
         ptx::fence_async_shared();
         __syncwarp();
