@@ -28,9 +28,9 @@ ROW_FIELDS = struct.Struct("<9Q6q5i4x")
 """backward::RowParams: out, d_out, lse, d_lse, lse_log2, delta, dq, dq_count, ticket, strides of d_out and d_lse,
 sizes."""
 
-BACKWARD_FIELDS = struct.Struct("<6Q4Q5i4x5i5i3i3fi20x")
+BACKWARD_FIELDS = struct.Struct("<6Q4Q5i4x5i5i3i3fii16x")
 """backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, lists, band, work, kv_heads,
-group, row_blocks, scale, scale_log2, keep_scale, threshold."""
+group, row_blocks, scale, scale_log2, keep_scale, threshold, keep_rows."""
 
 FINISH_FIELDS = struct.Struct("<Q3if40x")
 """backward::FinishParams after dq's map: dq, kv_heads, group, row_blocks, scale."""

@@ -28,7 +28,8 @@ from attnbench.impls.flash_cuda.configs import (
     Shape,
     backward_kernel,
     ceil_div,
-    planes_per_wave,
+    keeps_rows,
+    key_planes_per_wave,
 )
 from attnbench.impls.flash_cuda.driver import Kernel, TensorMap, load, multiprocessors, ticket
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
@@ -66,7 +67,7 @@ class BackwardPlan:
         row_blocks = ceil_div(seqlen_q, config.rows)
         tiles, planes = ceil_div(seqlen_k, config.tile_keys), batch * kv_heads
         clusters = min(max(1, multiprocessors(device) // config.cluster), tiles * planes)
-        wave = max(1, planes_per_wave(shape) // (heads // kv_heads))
+        wave = key_planes_per_wave(shape)
         maps = (
             grouped_map(q, dtype, kv_heads, config.rows), grouped_map(d_out, dtype, kv_heads, config.rows),
             *(head_map(x, dtype, ROWS) for x in (k, v, dk, dv)),
@@ -75,6 +76,7 @@ class BackwardPlan:
             seqlen_q, seqlen_k, band.shift, band.left or 0, band.right or 0, tiles, planes, wave, tiles * planes,
             clusters, kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
             1 / (1 - dropout_effective_p(options.dropout_p)), dropout_threshold(options.dropout_p),
+            keeps_rows(shape),
         )  # fmt: skip
         return BackwardPlan(
             config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),

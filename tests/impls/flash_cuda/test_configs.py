@@ -10,6 +10,8 @@ from attnbench.impls.flash_cuda.configs import (
     Shape,
     backward_kernel,
     forward_kernel,
+    keeps_rows,
+    key_planes_per_wave,
     queries_of,
     splits_of,
 )
@@ -98,3 +100,28 @@ def test_tiles_divide_the_blocks_and_fit(block, dropout, dim):
 def test_the_backward_walks_128_rows_a_step_where_they_fit(dim, more, rows):
     kernel = backward_kernel(shape(1, 1, 1, 512, 512, dim, **more))
     assert (kernel.rows, kernel.units) == (rows, rows // 64 * (kernel.dim // 64))
+
+
+@pytest.mark.parametrize(
+    ("problem", "planes"),
+    [
+        # A row of Q, dO and sums: 1 KB at hd128, so that 32 MB hold 32k rows, of all heads of a group.
+        (shape(16, 16, 16, 1024, 1024), 32),
+        (shape(16, 16, 4, 1024, 1024), 8),
+        (shape(16, 32, 32, 1024, 4096, dim=64), 64),
+        (shape(1, 4, 2, 1024, 1024), 2),
+        (shape(1, 16, 16, 65536, 65536), 1),
+        # Without a band neighbours read the same rows.
+        (shape(16, 16, 16, 1024, 1024, right=False), 1),
+        (shape(16, 16, 16, 1024, 1024, right=False, mask_block=(128, 128)), 1),
+    ],
+)
+def test_rows_of_a_wave_of_the_backward_fit_in_cache(problem, planes):
+    assert key_planes_per_wave(problem) == planes
+
+
+@pytest.mark.parametrize(
+    ("rows", "right", "kept"), [(16384, False, True), (32768, False, False), (32768, True, True)]
+)
+def test_long_rows_without_a_band_are_not_kept_in_cache(rows, right, kept):
+    assert keeps_rows(shape(1, 16, 16, rows, rows, right=right)) is kept

@@ -80,7 +80,7 @@ def test_the_second_half_of_a_step_is_seen(make, judge, broken):
 
 def test_an_assignment_is_not_replaced_before_it_is_read(make, judge, emulate, broken):
     """Consumers are soon done with keys that no row sees."""
-    wait = "ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);"
+    wait = "ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity);"
     csrc = broken("backward/load.cuh", wait, "")
     problem = make(70, 900, dtype=BF16, head_dim=64, right=0, shift=0)
     with pytest.raises(emulate.EmulationError, match="no barrier puts that after the read of thread 32"):

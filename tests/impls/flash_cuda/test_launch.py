@@ -215,7 +215,7 @@ def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
     assert fields[20:22] == (tiles, batch * kv_heads)
     assert fields[23:25] == (tiles * batch * kv_heads, main[1])
     assert fields[25:28] == (kv_heads, heads // kv_heads, row_blocks)
-    assert fields[30:] == (1.0, 256)
+    assert fields[30:] == (1.0, 256, True)
     for (found, address), x in zip(
         recorder.maps_of(main[3], 6), (q, d_out, k, v, grads[1], grads[2]), strict=True
     ):
@@ -261,7 +261,7 @@ def test_what_dropout_keeps_is_scaled_by_the_rate_that_the_kernels_have(recorder
     backward(torch.randn_like(out), None, q, k, v, out, lse, rng, [], options(dropout_p=0.3))
     fields = BACKWARD_FIELDS.unpack(recorder.launches[-2][3][6 * MAP_BYTES :])
     assert fields[3] == rng.data_ptr()
-    assert fields[30:] == (pytest.approx(256 / 179), 179)
+    assert fields[30:32] == (pytest.approx(256 / 179), 179)
 
 
 def test_tensors_that_the_copy_engine_cannot_address_are_copied(recorder):

@@ -54,9 +54,9 @@ DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
     return index;
 }
 
-/// One thread: draw tiles, and load K and V once a tile. A tile is drawn while the one before it is worked on; but where
-/// tiles add in turn, when the block is free for it. All that are drawn after it in its head wait for its turns, and
-/// would, were it drawn a tile ahead, for the whole of that tile.
+/// One thread: draw tiles, and load K and V once a tile. A tile is drawn when the last rows of the one before it are on
+/// their way: drawn earlier it would stand behind more of that tile, while other blocks run out of work. Where tiles add
+/// in turn, when the block is free for it: all that are drawn after it in its head wait for its turns.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
     const int rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
@@ -71,11 +71,22 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
         const bool more = index < params.work.total;
         const Assignment work = more ? assign<C>(params, index, rank) : Assignment{-1};
         const bool any = more && work.blocks.size() > 0;
-        // The consumers have read the last but one, or its K and V would not have been replaced.
-        ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity ^ 1);
         plan.assignments[at.slot] = work;
         ptx::arrive(plan.assignment_barriers.full[at.slot]);
-        if constexpr (!C::DETERMINISTIC) ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
+        if constexpr (!C::DETERMINISTIC) {
+            if (any) {  // out of DRAM while the tile before ends
+                for (int c = 0; c < C::KEY_TILES; ++c) {
+                    const int key = work.key + c * tile::ROWS;
+                    for (int p = 0; p < Plan::Key::PANELS; ++p) {
+                        ptx::prefetch(params.k, p * tile::PANEL, key, work.kv_head, work.batch);
+                    }
+                    for (int p = 0; p < Plan::Value::PANELS; ++p) {
+                        ptx::prefetch(params.v, p * tile::PANEL, key, work.kv_head, work.batch);
+                    }
+                }
+            }
+            ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
+        }
         ptx::Barrier& full = plan.kv_barriers.full[0];
         constexpr u32 OTHERS = C::CLUSTER > 1 ? Plan::OthersKey::BYTES : 0;
         ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) + OTHERS : 0);
@@ -100,6 +111,8 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                 }
             }
         }
+        // Its rows are on their way. The next but one takes its slot, after K and V were replaced: consumers have read it.
+        ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity);
         if constexpr (!C::DETERMINISTIC) {
             if (rank == 0) index = draw<C>(params);
         }
@@ -112,12 +125,13 @@ template <class C, class Plan>
 DEVICE void produce_rows(const Params& params, Plan& plan) {
     constexpr u32 STATISTICS = C::ROWS * sizeof(float);
     u32 loaded = 0;  // blocks of rows
+    const auto keep = [&] { return params.keep_rows ? ptx::Keep::LAST_OUT : ptx::Keep::NORMAL; };
     for (u32 tiles = 0;; ++tiles) {
         const auto tile_at = tile::Cursor<2>::after(tiles);
         plan.assignment_barriers.wait_full(tile_at);
         const Assignment work = plan.assignments[tile_at.slot];
-        plan.assignment_barriers.release(tile_at, 0);
         if (work.batch < 0) break;
+        if constexpr (C::LISTS) plan.assignment_barriers.release(tile_at, 0);  // who walks them is the last
         const auto load = [&](int first_block, int member, int block) {
             const int row = block * C::ROWS;
             const auto at = tile::Cursor<C::SLOTS>::after(loaded);
@@ -126,13 +140,13 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
             ptx::Barrier& q_full = plan.q_barriers.begin_fill(at, Plan::Query::BYTES + STATISTICS);
             ptx::load_bytes(plan.lse[at.slot], params.lse + statistics, STATISTICS, q_full);
             for (int p = 0; p < Plan::Query::PANELS; ++p) {
-                ptx::load(plan.q[at.slot].panel(p), params.q, q_full, ptx::Keep::LAST_OUT, p * tile::PANEL, member, row,
+                ptx::load(plan.q[at.slot].panel(p), params.q, q_full, keep(), p * tile::PANEL, member, row,
                           work.kv_head, work.batch);
             }
             ptx::Barrier& d_out_full = plan.d_out_barriers.begin_fill(out_at, Plan::OutGrad::BYTES + STATISTICS);
             ptx::load_bytes(plan.delta[out_at.slot], params.delta + statistics, STATISTICS, d_out_full);
             for (int p = 0; p < Plan::OutGrad::PANELS; ++p) {
-                ptx::load(plan.d_out[out_at.slot].panel(p), params.d_out, d_out_full, ptx::Keep::LAST_OUT,
+                ptx::load(plan.d_out[out_at.slot].panel(p), params.d_out, d_out_full, keep(),
                           p * tile::PANEL, member, row, work.kv_head, work.batch);
             }
         };
@@ -149,6 +163,7 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
                 const int first_block = plane_of(params, work, member) * params.row_blocks;
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) load(first_block, member, block);
             }
+            plan.assignment_barriers.release(tile_at, 0);
         }
         if constexpr (C::ENDS_IN_SLOTS) {  // LISTS: that say so to the consumers
             plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);

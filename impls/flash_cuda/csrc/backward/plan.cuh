@@ -32,6 +32,7 @@ struct Params {
     float scale, scale_log2;
     float keep_scale;    // 1 / (the probability that dropout keeps a weight)
     int threshold;       // dropout keeps a weight iff its byte is below
+    int keep_rows;       // whether q and d_out are to leave the second-level cache last
 };
 
 /// One compiled kernel: KEYS keys a tile, ROWS queries a step, SLOTS for Q and OUT_SLOTS for dO.
@@ -59,6 +60,8 @@ struct Config {
     static constexpr bool STAGED = CLUSTER == 1 || DETERMINISTIC;
     static constexpr bool ENDS_IN_SLOTS = LISTS || !STAGED;  // the end of a tile takes a slot of Q and one of dO
     static constexpr int SLOTS = CLUSTER > 1 && STAGED ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
+    // Where shared memory has room for it, to which dropout's bits bring it close.
+    static constexpr bool APART = !WIDE && (!DROPOUT || DIM + DIM_V <= 128);
     static constexpr int KEY_TILES = KEYS / tile::ROWS;
     // A consumer's part.
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
@@ -117,6 +120,25 @@ struct Arrivals {
 template <>
 struct Arrivals<1> {};
 
+/// A unit of dQ on its way to the sums; at the end of a tile a consumer's dV and dK. APART: dK has a place of its own, so
+/// that neither dK waits for the last dQ to leave nor dV for dK.
+template <bool APART, class Dk, class Dv>
+struct Stage {
+    union {
+        tile::Floats dq;
+        Dv dv;
+        Dk dk;
+    };
+};
+template <class Dk, class Dv>
+struct Stage<true, Dk, Dv> {
+    union {
+        tile::Floats dq;
+        Dv dv;
+    };
+    Dk dk;
+};
+
 /// One for each consumer.
 template <bool STAGED, class Stage>
 struct Stages {
@@ -135,13 +157,7 @@ struct SharedMemoryPlan {
     using Scores = tile::Panels<tile::ROWS, C::ROWS>;  // 64 keys by the rows of a step
     static constexpr int SHARED_SCORES = C::WIDE ? 2 : CONSUMERS;
 
-    /// A unit of dQ on its way to the sums; at the end of a tile a consumer's dV and dK.
-    union Stage {
-        tile::Floats dq;
-        tile::Panels<tile::ROWS, C::OWN_DIM> dk;
-        tile::Panels<tile::ROWS, C::OWN_DIM_V> dv;
-    };
-
+    using Stage = backward::Stage<C::APART, tile::Panels<tile::ROWS, C::OWN_DIM>, tile::Panels<tile::ROWS, C::OWN_DIM_V>>;
     Key k[C::KEY_TILES];
     Value v[C::KEY_TILES];
     Query q[C::SLOTS];
@@ -161,6 +177,7 @@ struct SharedMemoryPlan {
     tile::RingBarriers<1> kv_barriers;
     tile::RingBarriers<2> assignment_barriers;  // emptied by the threads that see to rows
     ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
+    ptx::Barrier scores_ready[2];        // both consumers have written dS, unless WIDE
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;
     tile::RingBarriers<1> stage_barriers[CONSUMERS];  // filled by a consumer

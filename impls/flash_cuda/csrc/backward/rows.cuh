@@ -90,18 +90,20 @@ struct FinishParams {
     float scale;
 };
 
-/// A warpgroup for each unit of 64 x 64: scale, round, and store, clipped at the last row.
+/// A warpgroup for each unit of 64 x 64: scale, round, and store, clipped at the last row. The latest sums first, which
+/// are still in the second-level cache.
 template <class T, int ROWS, int DIM>
 DEVICE void finish(const FinishParams& params) {
     __shared__ tile::Panels<tile::ROWS, tile::PANEL> staged;
     constexpr int ACROSS = DIM / tile::PANEL, UNITS = ROWS / tile::ROWS * ACROSS;
-    const int unit = blockIdx.x % UNITS;
-    const int block = blockIdx.x / UNITS % params.row_blocks;
-    const int plane = blockIdx.x / UNITS / params.row_blocks;
+    const int index = gridDim.x - 1 - blockIdx.x;
+    const int unit = index % UNITS;
+    const int block = index / UNITS % params.row_blocks;
+    const int plane = index / UNITS / params.row_blocks;
     const int heads = params.kv_heads * params.group;
     const int head = plane % heads;
     float values[tile::accumulators(tile::PANEL)];
-    tile::load_floats(values, params.dq[blockIdx.x], threadIdx.x);
+    tile::load_floats(values, params.dq[index], threadIdx.x);
 #pragma unroll
     for (float& value : values) value *= params.scale;
     tile::store_fragment<T, tile::PANEL>(staged, values, threadIdx.x);

@@ -11,6 +11,13 @@ enum class Keep : u64 { NORMAL = 0x1000000000000000, FIRST_OUT = 0x12F0000000000
 
 DEVICE void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
+/// Bring a 4-D box into the second-level cache.
+DEVICE void prefetch(const TensorMap& map, i32 c0, i32 c1, i32 c2, i32 c3) {
+    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(c0), "r"(c1),
+                 "r"(c2), "r"(c3)
+                 : "memory");
+}
+
 /// Load a 4-D box at (c0, c1, c2, c3), c0 innermost; its bytes count on `barrier`.
 DEVICE void load(void* target, const TensorMap& map, Barrier& barrier, Keep keep, i32 c0, i32 c1, i32 c2, i32 c3) {
     asm volatile(

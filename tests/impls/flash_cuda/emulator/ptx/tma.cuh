@@ -9,6 +9,8 @@ enum class Keep : u64 { NORMAL = 0x1000000000000000, FIRST_OUT = 0x12F0000000000
 
 DEVICE void prefetch(const TensorMap&) {}
 
+DEVICE void prefetch(const TensorMap&, i32, i32, i32, i32) {}
+
 DEVICE void load(void* target, const TensorMap& map, Barrier& barrier, Keep, i32 c0, i32 c1, i32 c2, i32 c3) {
     const int at[] = {c0, c1, c2, c3};
     ::emulator::load_tile(shared_address(target), &map, shared_address(&barrier), 4, at);
