@@ -5,14 +5,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from attnbench.impls.flash_api import attend, define_ops
-from attnbench.impls.flash_api.interception import intercepted, recorded
+from attnbench.impls.flash_api import attend, define_ops, settled
+from attnbench.impls.flash_api.interception import intercepted, recorded, watched
 
 
 def forward(q, k, v, rng, lists, options):
@@ -88,6 +89,20 @@ class Watched(torch.Tensor):
 @pytest.fixture
 def q():
     return torch.randn(1, 8, 2, 16)
+
+
+@pytest.fixture(params=[False, True], ids=["first", "settled"], autouse=True)
+def a_call_like_it(request):
+    """Whether one was made before, with nobody about."""
+    settled.forget()
+    if request.param:
+        made = torch.randn(1, 8, 2, 16)
+        leaf = made.clone().requires_grad_()
+        for first in (made, leaf):
+            attention(first, first, first)
+            attention(first, made, made)
+        attention(leaf, leaf, made).sum().backward()
+        attention(leaf, leaf, leaf).sum().backward()
 
 
 @pytest.fixture
@@ -181,15 +196,17 @@ def test_a_view_that_negates_is_negated(q):
     "about",
     [
         Seen, Overridden, torch._subclasses.FakeTensorMode, torch.profiler.profile,
-        forward_ad.dual_level,
+        forward_ad.dual_level, enable_python_dispatcher,
     ],
-    ids=["dispatch mode", "function mode", "fake tensors", "profiler", "forward mode"],
+    ids=["dispatch mode", "function mode", "fake tensors", "profiler", "forward mode", "dispatcher in Python"],
 )  # fmt: skip
 def test_who_is_about_is_noticed(q, about):
     assert not intercepted(q)
     with about():
         assert intercepted(q)
+        assert watched()
     assert not intercepted(q)
+    assert not watched()
 
 
 def test_transforms_are_noticed(q):
@@ -222,3 +239,24 @@ def test_gradients_of_gradients_are_refused_on_either_way(q):
             (grad,) = torch.autograd.grad(attention(leaf, q, q).sum(), leaf, create_graph=True)
             with pytest.raises(RuntimeError, match="double backward is not implemented"):
                 grad.sum().backward()
+
+
+def test_a_compiler_sees_the_operator(q):
+    seen = []
+
+    def backend(graph, _):
+        seen.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: attention(x, x, x), backend=backend, fullgraph=True)
+    assert torch.equal(compiled(q), attention(q, q, q))
+    assert FORWARD in seen
+
+
+def test_forward_mode_and_transforms_see_the_operator(q):
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
+        attention(forward_ad.make_dual(q, q), q, q)
+    with pytest.raises(RuntimeError, match="forward-mode"):
+        torch.func.jvp(lambda x: attention(x, q, q), (q,), (q,))
+    with pytest.raises(RuntimeError, match="Batching rule"):
+        torch.func.vmap(lambda x: attention(x, q, q))(q[None])
