@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from attnbench.impls.flash_api.dropout import draw_dropout_state
 from attnbench.impls.flash_api.interception import watched
 from attnbench.impls.flash_api.operators import Operator
 from attnbench.impls.flash_api.scale import LARGEST_SCALE, SMALLEST_SCALE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -73,7 +70,7 @@ def check_scalars(scale: float, dropout_p: float) -> None:
 
 
 def attend(
-    op: Operator | Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, *, causal: bool,
+    op: Operator, q: Tensor, k: Tensor, v: Tensor, *, causal: bool,
     window: tuple[int | None, int | None] | None, alignment: str, dropout_p: float, block_mask: BlockMask | None,
     scale: float | None, return_lse: bool, deterministic: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
@@ -112,7 +109,7 @@ def attend(
     rng = draw_dropout_state(q.device) if dropout_p > 0 else None
     bottom_right = alignment == "bottom_right"
     options = left, right, bottom_right, float(scale), float(dropout_p), *mask_block, deterministic
-    planned = op.plan(q, k, v, *options) if key is not None and isinstance(op, Operator) else None
+    planned = op.plan(q, k, v, *options) if key is not None else None
     if planned is None:
         out, lse = op(q, k, v, rng, lists, *options)
     else:

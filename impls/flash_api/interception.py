@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
+from torch._C import (  # what has no public name
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_tls_is_dispatch_key_included,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
@@ -29,6 +35,7 @@ def _without_effect() -> int:
 
 
 _OTHERS = ~_without_effect()
+_PYTHON_DISPATCHER = DispatchKey.PythonDispatcher
 
 
 def watched() -> bool:
@@ -39,9 +46,9 @@ def watched() -> bool:
     return (
         torch.compiler.is_compiling()
         or _profiler_enabled()
-        or torch._C._len_torch_function_stack() > 0  # noqa: SLF001 - no public name
-        or torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001 - no public name
-        or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PythonDispatcher)  # noqa: SLF001 - no public name
+        or _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or _dispatch_tls_is_dispatch_key_included(_PYTHON_DISPATCHER)
         or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
     )
 

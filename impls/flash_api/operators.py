@@ -230,9 +230,10 @@ def define_ops(
         with below_autograd():
             return forward_op(*tensors, lists, *options.flat)
 
-    def straight(options: Options, lists: list[Tensor], *tensors: Any) -> Any:
-        """The forward's kernels, likewise."""
-        return forward(*tensors, lists[:4], options)
+    def straight(
+        options: Options, lists: list[Tensor], q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return forward(q, k, v, rng, lists[:4], options)
 
     # torch.library.register_autograd would do this too, at several times the cost of a call (about 65 us).
     class Attention(torch.autograd.Function):

@@ -36,6 +36,8 @@ from attnbench.impls.flash_cuda.driver import Kernel, TensorMap, TensorMaps, loa
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 class BackwardPlan:
     """All of a backward's launches but their addresses, worked out once for a problem and its layouts."""
 
+    options: Options
     config: BackwardKernel
     prepare: Kernel
     main: Kernel
@@ -96,20 +99,25 @@ class BackwardPlan:
             1 / (1 - dropout_effective_p(options.dropout_p)), dropout_threshold(options.dropout_p),
         )  # fmt: skip
         return BackwardPlan(
-            config, load(config.source, config.PREPARE, device, shared=0), load(config.source, config.MAIN, device),
-            load(config.source, config.FINISH, device, shared=0), clusters * config.cluster,
-            config.PREPARE_BLOCKS * multiprocessors(device), shape, results,
+            options, config, load(config.source, config.PREPARE, device, shared=0),
+            load(config.source, config.MAIN, device), load(config.source, config.FINISH, device, shared=0),
+            clusters * config.cluster, config.PREPARE_BLOCKS * multiprocessors(device), shape, results,
             contiguous((2, batch * heads, row_blocks * config.rows)), blocks,
             ceil_div(blocks, 4) * 4 if config.deterministic else 0, TensorMaps(maps), grouped_map(dq, dtype, kv_heads),
             numbers[BACKWARD_ADDRESSES.size :], (kv_heads, heads // kv_heads, row_blocks, options.scale),
         )  # fmt: skip
 
     def run(
-        self, d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        rng: Tensor | None, lists: list[Tensor],
+        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng: Tensor | None,
+        d_lse: Tensor | None = None, lists: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """dq, dk, dv, filled by three kernels on the current stream of the tensors' device; tensors begin at multiples
-        of 16 bytes, out and lse are contiguous."""
+        """dq, dk, dv, filled by three kernels on the current stream of the tensors' device.
+
+        out and lse are contiguous. lists are by key; with lists the others begin at multiples of 16 bytes.
+        """
+        d_out_at, q_at, k_at, v_at = d_out.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr()
+        if (d_out_at | q_at | k_at | v_at) & 15:
+            return backward(d_out, d_lse, q, k, v, out, lse, rng, [], self.options)  # which copies them
         dq, dk, dv = [x.new_empty_strided(*layout) for x, layout in zip((q, k, v), self.results, strict=True)]
         device, shape, config = q.get_device(), self.shape, self.config
         count = self.blocks * ROWS * ROWS
@@ -121,16 +129,14 @@ class BackwardPlan:
             stream = stream_of(device)
             counter = ticket(device, stream)
             row_params = ROW_FIELDS.pack(
-                out.data_ptr(), d_out.data_ptr(), lse.data_ptr(), 0 if d_lse is None else d_lse.data_ptr(), lse_log2,
+                out.data_ptr(), d_out_at, lse.data_ptr(), 0 if d_lse is None else d_lse.data_ptr(), lse_log2,
                 delta, summed, (count + self.turns) // 4, counter, *d_out.stride()[:3],
                 *((0, 0, 0) if d_lse is None else d_lse.stride()), shape.batch, shape.heads, shape.seqlen_q,
-                statistics.shape[2], shape.head_dim_v,
+                self.statistics[0][2], shape.head_dim_v,
             )  # fmt: skip
             self.prepare.launch(self.prepare_grid, config.PREPARE_THREADS, row_params, stream, shared=0)
             params = b"".join((
-                self.maps.at(
-                    q.data_ptr(), d_out.data_ptr(), k.data_ptr(), v.data_ptr(), dk.data_ptr(), dv.data_ptr()
-                ),
+                self.maps.at(q_at, d_out_at, k_at, v_at, dk.data_ptr(), dv.data_ptr()),
                 BACKWARD_ADDRESSES.pack(
                     lse_log2, delta, summed, 0 if rng is None else rng.data_ptr(), counter,
                     summed + 4 * count if self.turns else 0, *([x.data_ptr() for x in lists] or NO_ADDRESSES),
@@ -173,7 +179,7 @@ def backward(
     plan = BackwardPlan.of(
         options, q.dtype, q.get_device(), q_layout, d_out_layout, k_layout, v_layout, lists[5].shape if lists else None
     )  # fmt: skip
-    return plan.run(d_out, d_lse, q, k, v, out, lse, rng, [x.contiguous() for x in lists[4:]])
+    return plan.run(d_out, q, k, v, out, lse, rng, d_lse, [x.contiguous() for x in lists[4:]])
 
 
 def plan_backward(
@@ -186,13 +192,4 @@ def plan_backward(
     able = all(addressable(x, q.element_size()) for x in layouts)
     if 0 in (*q.shape, *k.shape) or not (able and out.is_contiguous() and lse.is_contiguous()):
         return None
-    plan = BackwardPlan.of(options, q.dtype, q.get_device(), *layouts, None)
-
-    def again(
-        d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if (d_out.data_ptr() | q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-            return backward(d_out, None, q, k, v, out, lse, rng, [], options)
-        return plan.run(d_out, None, q, k, v, out, lse, rng, [])
-
-    return again
+    return BackwardPlan.of(options, q.dtype, q.get_device(), *layouts, None).run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
+from ctypes import addressof
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from threading import Lock, get_native_id
@@ -64,9 +65,13 @@ class Kernel:
     def launch(self, grid: int, threads: int, params: bytes, stream: int, shared: int = SHARED_BYTES) -> None:
         """One asynchronous launch on a stream of the current device; params is the one argument, by value."""
         pointers = _Arguments(params)
-        told = self.function, grid, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(pointers), 0
-        if driver.cuLaunchKernel(*told)[0] != _SUCCESS:  # which launched nothing
-            call("kernel launch", driver.cuLaunchKernel, *told)
+        at = addressof(pointers)
+        answer = driver.cuLaunchKernel(self.function, grid, 1, 1, threads, 1, 1, shared, stream, at, 0)
+        if answer[0] != _SUCCESS:  # it launched nothing
+            call(
+                "kernel launch", driver.cuLaunchKernel,
+                self.function, grid, 1, 1, threads, 1, 1, shared, stream, at, 0,
+            )  # fmt: skip
 
 
 @cache

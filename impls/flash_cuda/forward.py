@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attnbench.impls.flash_api import Band, Options, dropout_threshold
-from attnbench.impls.flash_api.operators import ForwardAgain
 from attnbench.impls.flash_cuda.arguments import (
     FORWARD_ADDRESSES,
     FORWARD_FIELDS,
@@ -37,11 +37,17 @@ from attnbench.impls.flash_cuda.configs import (
 from attnbench.impls.flash_cuda.driver import Kernel, TensorMaps, load, multiprocessors, ticket
 from attnbench.impls.flash_cuda.scope import DTYPES, LOG2E, check, on_device, stream_of
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attnbench.impls.flash_api.operators import ForwardAgain
+
 
 @dataclass(frozen=True, eq=False)
 class ForwardPlan:
     """All of a forward's launches but their addresses, worked out once for a problem and its layouts."""
 
+    options: Options
     config: ForwardKernel
     kernel: Kernel
     merge: Kernel | None
@@ -81,6 +87,7 @@ class ForwardPlan:
             dropout_threshold(options.dropout_p),
         )  # fmt: skip
         return ForwardPlan(
+            options,
             config,
             load(config.source, config.NAME, device),
             load(config.source, config.MERGE, device, shared=0) if splits > 1 else None,
@@ -96,9 +103,12 @@ class ForwardPlan:
         )  # fmt: skip
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor]
+        self, q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Out and LSE, filled on the current stream of the tensors' device; those begin at multiples of 16 bytes."""
+        """Out and LSE, filled on the current stream of the tensors' device."""
+        q_at, k_at, v_at = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        if (q_at | k_at | v_at) & 15:
+            return forward(q, k, v, rng, list(lists), self.options)  # which copies them
         out = q.new_empty_strided(*self.out)
         lse = q.new_empty_strided(*self.lse, dtype=torch.float32)
         device = q.get_device()
@@ -109,7 +119,7 @@ class ForwardPlan:
         with on_device(device):
             stream = stream_of(device)
             params = b"".join((
-                self.maps.at(q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()),
+                self.maps.at(q_at, k_at, v_at, out.data_ptr()),
                 FORWARD_ADDRESSES.pack(
                     written.data_ptr(), 0 if parts is None else parts.data_ptr(),
                     0 if rng is None else rng.data_ptr(), ticket(device, stream),
@@ -153,11 +163,4 @@ def plan_forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> ForwardAg
     layouts = [(x.shape, x.stride()) for x in (q, k, v)]
     if 0 in (*q.shape, *k.shape) or not all(addressable(x, q.element_size()) for x in layouts):
         return None
-    plan = ForwardPlan.of(options, q.dtype, q.get_device(), *layouts, None)
-
-    def again(q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None) -> tuple[Tensor, Tensor]:
-        if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-            return forward(q, k, v, rng, [], options)
-        return plan.run(q, k, v, rng, [])
-
-    return again
+    return ForwardPlan.of(options, q.dtype, q.get_device(), *layouts, None).run
