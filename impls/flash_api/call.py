@@ -89,7 +89,7 @@ def attend(
     check_kinds(q, k, v)
     kind = q.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        key = None
+        key = None  # of which the dtype is no part
         dtype = torch.get_autocast_dtype(kind)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     check_tensors(q, k, v)
@@ -128,8 +128,7 @@ def _key(
     try:
         # 1 and True are equal, as keys too, but not both allowed in every place.
         sides = None if window is None else (*window, *map(type, window))
-        grad = torch.is_grad_enabled()
         kinds = type(scale), type(dropout_p)
-        return op, q.shape, k.shape, causal, sides, alignment, dropout_p, scale, kinds, deterministic, grad
+        return op, q.shape, k.shape, causal, sides, alignment, dropout_p, scale, kinds, deterministic
     except (AttributeError, TypeError):
         return None

@@ -2,9 +2,9 @@
 
 A call's arguments are checked, and its launches planned, from types, shapes, strides, devices and flags. Where a later
 call has the same, nothing is left to do but to launch. Whether it has is one question: torch's own guards, by which
-compiled code is chosen, compare the types, shapes, strides, dtypes, devices and `requires_grad` of tensors, and the
-dispatcher's keys as tensors and thread have them: inference mode, autocast, functorch's levels, views that negate. What
-those do not see, `interception.watched` does.
+compiled code is chosen, compare the types, shapes, strides, dtypes and devices of tensors, whether autograd would
+record what is done to them, and the dispatcher's keys as tensors and thread have them: inference mode, autocast,
+functorch's levels, views that negate. What those do not see, `interception.watched` does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ def find(key: Any, *tensors: object) -> Any:
 
 
 def remember(key: Any, found: Any, *tensors: Tensor) -> None:
-    """Keep `found` for calls with this key and tensors like these, of which none is kept alive."""
+    """Keep `found` for calls with this key and tensors like these, of which none is kept alive.
+
+    Not for calls with one tensor in two places: guards of compiled code hold that for another call.
+    """
+    if len(set(map(id, tensors))) < len(tensors):
+        return
     fits = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     with _remembering:
         if key not in _known and len(_known) >= KEPT:

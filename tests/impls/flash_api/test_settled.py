@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from decimal import Decimal
 
 import pytest
 import torch
@@ -188,6 +189,14 @@ def test_autocast_tells_calls_apart(autocast_first):
             assert attention(q, k, v).dtype == (torch.bfloat16 if enabled else torch.float32)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_autocast_is_the_dtype_of_now(given):
+    """Also where it changes between calls, and where nothing was to be cast."""
+    for dtype in (torch.bfloat16, torch.float16) * 2:
+        with torch.autocast("cpu", dtype=dtype):
+            assert attention(*tensors(dtype=given)).dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("fine", "refused", "error"),
     [
@@ -197,6 +206,8 @@ def test_autocast_tells_calls_apart(autocast_first):
         ({"window": (1, 0)}, {"window": {}}, "window: got"),
         ({"window": (1, 0)}, {"window": [1, []]}, "window: got"),
         ({"scale": 0.5}, {"scale": torch.tensor(0.5)}, "scale: got"),
+        ({"scale": 0.5}, {"scale": Decimal("0.5")}, "scale: got"),
+        ({}, {"dropout_p": Decimal(0)}, "dropout_p: got"),
         ({}, {"scale": []}, "scale: got"),
         ({}, {"dropout_p": "0"}, "dropout_p: got"),
         ({}, {"alignment": []}, "alignment: got"),
@@ -313,9 +324,16 @@ def test_what_is_remembered_is_bounded(monkeypatch, anew):
     attention(*arguments, scale=1)
     assert anew == [1], "the oldest is forgotten"
     for n in range(1, 9):
-        wide = torch.randn(1, 8, 2, 16 * n)[:, :, :, :16]
-        attention(wide, wide, wide)
+        attention(*(torch.randn(1, 8, 2, 16 * n)[:, :, :, :16] for _ in range(3)))
     assert max(map(len, settled._known.values())) == 2
+
+
+def test_one_tensor_in_two_places():
+    q, k, v = tensors()
+    options = Options(None, None, True, 0.25, 0.0, (0, 0), False)
+    for arguments in ((q, q, q), (q, k, k), (q, k, v), (q, q, v), (q, q, q)):
+        assert torch.equal(attention(*arguments), forward(*arguments, None, [], options)[0])
+    assert [len(known) for known in settled._known.values()] == [1]
 
 
 def test_families_are_told_apart():
