@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
+from torch._C import (  # what has no public name
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_tls_is_dispatch_key_included,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
@@ -29,13 +35,27 @@ def _without_effect() -> int:
 
 
 _OTHERS = ~_without_effect()
+_PYTHON_DISPATCHER = DispatchKey.PythonDispatcher
+
+
+def watched() -> bool:
+    """Whether a compiler, a profiler, a mode or forward-mode differentiation is about, which tensors need not show.
+
+    A profiler counts: it shall see the operator.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or _profiler_enabled()
+        or _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or _dispatch_tls_is_dispatch_key_included(_PYTHON_DISPATCHER)
+        or forward_ad._current_level >= 0  # noqa: SLF001 - no public name
+    )
 
 
 def intercepted(*tensors: Tensor) -> bool:
-    """Whether to call the operator, and not what it leads to. A profiler counts too: it shall see the operator."""
-    if torch.compiler.is_compiling() or _profiler_enabled() or has_torch_function(tensors):
-        return True
-    if forward_ad._current_level >= 0:  # noqa: SLF001 - no public name
+    """Whether to call the operator, and not what it leads to."""
+    if watched() or has_torch_function(tensors):
         return True
     keys = torch._C._dispatch_tls_local_include_set().raw_repr()  # noqa: SLF001 - no public name
     for x in tensors:

@@ -21,8 +21,14 @@ queries, scale_log2, threshold."""
 MERGE_FIELDS = struct.Struct("<4Q5i4x")
 """forward::MergeParams: parts, lse_parts, out, lse, splits, rows, heads, seqlen_q, dim_v."""
 
+FORWARD_ADDRESSES = struct.Struct("<8Q")
+"""Those that FORWARD_FIELDS begins with."""
+
 NO_LISTS = (0,) * 5
 """The sizes of attn::BlockLists where there are none."""
+
+NO_ADDRESSES = (0,) * 4
+"""Their addresses."""
 
 ROW_FIELDS = struct.Struct("<9Q6q5i4x")
 """backward::RowParams: out, d_out, lse, d_lse, lse_log2, delta, dq, dq_count, ticket, strides of d_out and d_lse,
@@ -31,6 +37,9 @@ sizes."""
 BACKWARD_FIELDS = struct.Struct("<6Q4Q5i4x5i5i3i3fii16x")
 """backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, lists, band, work, kv_heads,
 group, row_blocks, scale, scale_log2, keep_scale, threshold, keep_rows."""
+
+BACKWARD_ADDRESSES = struct.Struct("<10Q")
+"""Those that BACKWARD_FIELDS begins with."""
 
 FINISH_FIELDS = struct.Struct("<Q3if40x")
 """backward::FinishParams after dq's map: dq, kv_heads, group, row_blocks, scale."""
@@ -56,6 +65,14 @@ def readable(x: Tensor) -> tuple[Tensor, Layout]:
         return x, layout
     x = x.clone(memory_format=torch.contiguous_format)
     return x, (x.shape, x.stride())
+
+
+def contiguous(shape: tuple[int, ...]) -> Layout:
+    """The layout of fresh memory."""
+    strides = [1]
+    for n in reversed(shape[1:]):
+        strides.append(strides[-1] * max(n, 1))
+    return shape, tuple(reversed(strides))
 
 
 def head_map(layout: Layout, dtype: torch.dtype, rows: int) -> TensorMap:

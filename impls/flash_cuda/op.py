@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnbench.impls.flash_api import BlockMask, attend, define_ops
-from attnbench.impls.flash_cuda.backward import backward, refuse
-from attnbench.impls.flash_cuda.forward import forward
+from attnbench.impls.flash_cuda.backward import backward, plan_backward, refuse
+from attnbench.impls.flash_cuda.forward import forward, plan_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_forward_op = define_ops("flash_cuda", forward, backward, refuse)
+_forward_op = define_ops("flash_cuda", forward, backward, refuse, plan_forward, plan_backward)
 
 
 def flash_attention(

@@ -31,9 +31,12 @@ def check(q: Tensor) -> None:
     check_device(q.device)
 
 
+_HERE = nullcontext()
+
+
 def on_device(device: int) -> AbstractContextManager[object]:
-    """Make a device current; costs nothing when it is."""
-    return nullcontext() if torch.cuda.current_device() == device else torch.cuda.device(device)
+    """Make a device current; costs nothing when it is. CUDA has begun: there is a tensor of it."""
+    return _HERE if torch._C._cuda_getDevice() == device else torch.cuda.device(device)  # noqa: SLF001 - torch.cuda.current_device without its checks
 
 
 def stream_of(device: int) -> int:

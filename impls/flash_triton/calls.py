@@ -47,40 +47,69 @@ class Launcher:
     """
 
     def __init__(
-        self, compiled: CompiledKernel, grid: tuple[int, ...], tiles: Sequence[tuple[int, Tiles]]
+        self,
+        compiled: CompiledKernel,
+        grid: tuple[int, ...],
+        arguments: Sequence[Any],
+        addresses: Mapping[str, int],
     ) -> None:
+        """arguments: of the launch that it repeats, constants too; addresses: of its tensors."""
         run = compiled.run
         launch = run.launch
+        tiles = [a for a in arguments if isinstance(a, Tiles)]
         if tiles:
             inside = dict(zip(launch.__code__.co_freevars, launch.__closure__ or (), strict=True))
             launch = inside["launcher"].cell_contents
         if run.global_scratch_size or run.profile_scratch_size:
             raise ValueError("needs scratch memory")
         self.launch = launch
-        # Function, cooperative, dependent launch, two scratch areas, metadata; what hooks would be told, and hooks.
-        self.before = (
-            compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None, compiled.packed_metadata,
-            None, None, None,
-        )  # fmt: skip
-        self.grid = grid
         metadata = getattr(compiled.metadata, "tensordesc_meta", None) or ()
-        self.encodings: list[dict[int, list[Any]]] = [{} for _ in tiles]
-        self.encode = [_encoder(t, m) for (_, t), m in zip(tiles, metadata, strict=True)]
+        encoders = iter([_encoder(t, m) for t, m in zip(tiles, metadata, strict=True)])
+        # Grid, stream, function, cooperative, dependent launch, two scratch areas, metadata; what hooks would be told;
+        # hooks.
+        told = [
+            *grid, 0, compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None,
+            compiled.packed_metadata, None, None, None,
+        ]  # fmt: skip
+        self.stream = len(grid)
+        self.addresses: list[tuple[int, str]] = []
+        self.tiles: list[tuple[slice, str, dict[int, list[Any]], Callable[[int], list[Any]]]] = []
+        for argument in arguments:
+            if isinstance(argument, Tiles):
+                encode = next(encoders)
+                encoded = encode(addresses[argument.tensor])
+                place = slice(len(told), len(told) + len(encoded))
+                self.tiles.append((place, argument.tensor, {}, encode))
+                told += encoded
+            else:
+                if isinstance(argument, Address):
+                    self.addresses.append((len(told), argument.tensor))
+                told.append(argument)
+        self.told = told
 
-    def __call__(self, stream: int, arguments: list[Any], addresses: Sequence[tuple[int, int]]) -> None:
-        """Launch; addresses are (position, address) of the tensors behind descriptors, in ascending order."""
-        ready: list[Any] = []
-        at = 0
-        for (position, address), known, encode in zip(addresses, self.encodings, self.encode, strict=True):
-            ready += arguments[at:position]
+    def __call__(self, stream: int, addresses: Mapping[str, int]) -> bool:
+        """Launch with tensors at these addresses; False where it was compiled for others, and did not.
+
+        Those are multiples of 16, as Triton compiles for where it sees them.
+        """
+        told = self.told.copy()
+        told[self.stream] = stream
+        low_bits = 0
+        for i, name in self.addresses:
+            told[i] = address = addresses[name]
+            low_bits |= address
+        if low_bits & 15:
+            return False
+        for place, name, known, encode in self.tiles:
+            address = addresses[name]
             encoded = known.get(address)
             if encoded is None:
                 if len(known) >= ENCODINGS_KEPT:
                     known.clear()
                 encoded = known[address] = encode(address)
-            ready += encoded
-            at = position + 1
-        self.launch(*self.grid, stream, *self.before, *ready, *arguments[at:])
+            told[place] = encoded
+        self.launch(*told)
+        return True
 
 
 KNOWN = triton.__version__.startswith("3.6.")
@@ -118,43 +147,32 @@ class Call:
     ) -> None:  # fmt: skip
         self.kernel, self.grid = kernel, (*grid, 1, 1)[:3]
         self.arguments, self.constants, self.options = list(arguments), constants, options
-        self.addresses = [(i, a.tensor) for i, a in enumerate(self.arguments) if isinstance(a, Address)]
-        self.tiles = [(i, a) for i, a in enumerate(self.arguments) if isinstance(a, Tiles)]
         self.launcher: Launcher | None = None
 
     def __call__(self, tensors: Mapping[str, Tensor], addresses: Mapping[str, int], stream: int) -> None:
         """Launch on a stream of the current device; addresses are those of the tensors."""
         assert self.launcher is not None, "the first launch goes through Triton"
-        ready = self.ready.copy()
-        low_bits = 0
-        for i, name in self.addresses:
-            ready[i] = address = addresses[name]
-            low_bits |= address
-        if low_bits & 15:
-            # Compiled for addresses that are multiples of 16, as Triton does where it sees them.
+        if not self.launcher(stream, addresses):
             self.through_triton(tensors)
-            return
-        self.launcher(stream, ready, [(i, addresses[tiles.tensor]) for i, tiles in self.tiles])
 
     def first(self, tensors: Mapping[str, Tensor]) -> None:
         """Launch through Triton, and keep what it made of the call."""
         compiled = self.through_triton(tensors)
-        aligned = all(tensors[name].data_ptr() % 16 == 0 for _, name in self.addresses)
+        addresses = {name: x.data_ptr() for name, x in tensors.items()}
+        aligned = all(addresses[a.tensor] % 16 == 0 for a in self.arguments if isinstance(a, Address))
         if (
             KNOWN and self.launcher is None and aligned and isinstance(compiled, CompiledKernel)
         ):  # the interpreter has none
-            rest = self.kernel.arg_names[len(self.arguments) :]
-            self.ready = [*self.arguments, *(self.constants[name] for name in rest)]
+            constants = [self.constants[name] for name in self.kernel.arg_names[len(self.arguments) :]]
             with suppress(AttributeError, KeyError, ValueError):
-                self.launcher = Launcher(compiled, self.grid, self.tiles)
+                self.launcher = Launcher(compiled, self.grid, [*self.arguments, *constants], addresses)
 
     def through_triton(self, tensors: Mapping[str, Tensor]) -> Any:
         """Launch on the current stream of the current device, as any kernel of Triton's is launched."""
-        arguments = list(self.arguments)
-        for i, name in self.addresses:
-            arguments[i] = tensors[name]
-        for i, tiles in self.tiles:
-            arguments[i] = tiles.make(tensors[tiles.tensor])
+        arguments = [
+            tensors[a.tensor] if isinstance(a, Address) else a.make(tensors[a.tensor]) if isinstance(a, Tiles) else a
+            for a in self.arguments
+        ]  # fmt: skip
         return self.kernel[self.grid](*arguments, **self.constants, **self.options)
 
 

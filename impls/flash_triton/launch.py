@@ -13,7 +13,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attnbench.impls.flash_api import Options, dropout_effective_p
+from attnbench.impls.flash_api import Options, dropout_effective_p, settled
+from attnbench.impls.flash_api.operators import BackwardAgain, ForwardAgain
 from attnbench.impls.flash_triton import hopper, tuned
 from attnbench.impls.flash_triton.calls import Address, Call, Tiles, launch
 from attnbench.impls.flash_triton.configs import (
@@ -30,7 +31,14 @@ from attnbench.impls.flash_triton.kernels.backward import delta_kernel, dkdv_ker
 from attnbench.impls.flash_triton.kernels.forward import forward_kernel, merge_kernel
 from attnbench.impls.flash_triton.kernels.sums import ROWS as SUMS_ROWS
 from attnbench.impls.flash_triton.kernels.sums import dq_from_sums_kernel
-from attnbench.impls.flash_triton.operands import LIST_NAMES, Operands, by_plane, layout_of
+from attnbench.impls.flash_triton.operands import (
+    LIST_NAMES,
+    Layout,
+    Operands,
+    by_plane,
+    contiguous_strides,
+    layout_of,
+)
 
 STATS_ROWS = 128
 """Rows of LSE and delta are padded to a multiple of this, so that every tile reads them without a mask."""
@@ -77,6 +85,20 @@ def launch_options(tile: Tile) -> dict[str, Any]:
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
+Fresh = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides of memory that a launch allocates."""
+
+
+def fresh(shape: tuple[int, ...]) -> Fresh:
+    """Those of contiguous memory."""
+    return shape, contiguous_strides(shape)
+
+
+def settled_by(*layouts: Layout) -> bool:
+    """Whether tensors need no copy, and have the alignment that the calls of a plan are kept for."""
+    return all(strides[3] == 1 and aligned for _, strides, aligned in layouts)
+
+
 def unit_last(x: Tensor) -> Tensor:
     """x, or a contiguous copy where its last stride is not 1."""
     return x if x.stride(3) == 1 else x.contiguous()
@@ -84,14 +106,18 @@ def unit_last(x: Tensor) -> Tensor:
 
 def forget_plans() -> None:
     """Choose anew: for tests and tuning, which change what the choice depends on."""
+    settled.forget()
     for chosen in (forward_config, backward_config, forward_plan, backward_plan):
         getattr(chosen, "cache_clear", lambda: None)()
+
+
+_HERE = nullcontext()
 
 
 def on(device: torch.device) -> Any:
     """Make device current, at no cost where it is."""
     current = device.type != "cuda" or device.index == torch.cuda.current_device()
-    return nullcontext() if current else torch.cuda.device(device)
+    return _HERE if current else torch.cuda.device(device)
 
 
 def named_lists(side: str, lists: list[Tensor]) -> dict[str, Tensor]:
@@ -108,7 +134,9 @@ class ForwardPlan:
     with tickets, "tickets" is a zero at first."""
 
     calls: tuple[Call, ...]
-    splits: int
+    out: Fresh
+    lse: Fresh
+    splits: int = 1
     tickets: bool = False
 
 
@@ -120,12 +148,13 @@ def forward_plan(table: tuned.Table, *operands: Any) -> ForwardPlan | None:
     if p.empty:
         return None
     config = table.forward_of(p.device, p.shape) or forward_config(device, p.shape)
+    results = p.out, fresh((p.batch, p.heads, p.seqlen_q))
     if config.hopper is not None and hopper.available():
-        return ForwardPlan((hopper.forward(p, config, device),), 1, tickets=True)
+        return ForwardPlan((hopper.forward(p, config, device),), *results, tickets=True)
     calls = [_portable_forward(p, config)]
     if config.splits > 1:
         calls.append(_merge(p, config.splits))
-    return ForwardPlan(tuple(calls), config.splits)
+    return ForwardPlan(tuple(calls), *results, config.splits)
 
 
 def _portable_forward(p: Operands, config: ForwardConfig) -> Call:
@@ -174,20 +203,13 @@ def _merge(p: Operands, splits: int) -> Call:
     )  # fmt: skip
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], options: Options
+def run_forward(
+    plan: ForwardPlan, q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Out and LSE; see `flash_api.Forward`."""
-    q, k, v = unit_last(q), unit_last(k), unit_last(v)
-    masks = (lists[1].shape, lists[1].shape) if lists else None
+    """Out and LSE as planned for tensors with the layouts of these."""
     device = q.device
-    layouts = layout_of(q), layout_of(k), layout_of(v)
-    plan = forward_plan(tuned.active(), options, device, q.dtype, rng is not None, *layouts, None, masks)
-    batch, seqlen_q, heads, _ = q.shape
-    out = q.new_empty((batch, seqlen_q, heads, v.shape[3]))
-    lse = q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
-    if plan is None:
-        return out.zero_(), lse.fill_(float("-inf"))
+    out = q.new_empty_strided(*plan.out)
+    lse = q.new_empty_strided(*plan.lse, dtype=torch.float32)
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "rng": lse if rng is None else rng}
     if plan.tickets:
         tensors["tickets"] = torch.zeros(1, dtype=torch.int32, device=device)
@@ -201,6 +223,38 @@ def forward(
     return out, lse
 
 
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None, lists: list[Tensor], options: Options
+) -> tuple[Tensor, Tensor]:
+    """Out and LSE; see `flash_api.Forward`."""
+    q, k, v = unit_last(q), unit_last(k), unit_last(v)
+    masks = (lists[1].shape, lists[1].shape) if lists else None
+    layouts = layout_of(q), layout_of(k), layout_of(v)
+    plan = forward_plan(tuned.active(), options, q.device, q.dtype, rng is not None, *layouts, None, masks)
+    if plan is None:
+        out = q.new_zeros((*q.shape[:3], v.shape[3]))
+        return out, q.new_full((q.shape[0], q.shape[2], q.shape[1]), -math.inf, dtype=torch.float32)
+    return run_forward(plan, q, k, v, rng, lists)
+
+
+def plan_forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> ForwardAgain | None:
+    """See `flash_api.operators.PlanForward`."""
+    layouts = layout_of(q), layout_of(k), layout_of(v)
+    table = tuned.active()
+    if not settled_by(*layouts):
+        return None
+    plan = forward_plan(table, options, q.device, q.dtype, options.dropout_p > 0, *layouts, None, None)
+    if plan is None:
+        return None
+
+    def again(q: Tensor, k: Tensor, v: Tensor, rng: Tensor | None) -> tuple[Tensor, Tensor]:
+        if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or tuned.active() is not table:
+            return forward(q, k, v, rng, [], options)
+        return run_forward(plan, q, k, v, rng, [])
+
+    return again
+
+
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +264,8 @@ class BackwardPlan:
     and with dq_scale multiplied by it last."""
 
     calls: tuple[Call, ...]
-    rows_padded: int
+    gradients: tuple[Fresh, Fresh, Fresh]
+    stats: Fresh
     dq_sums: tuple[int, ...] | None
     dq_scale: float | None
 
@@ -228,6 +283,8 @@ def backward_plan(
     config = config or backward_config(device, p.shape, deterministic)
     unit = math.lcm(STATS_ROWS, p.mask_block[0] or 1)
     rows_padded = ceil_div(p.seqlen_q, unit) * unit
+    gradients = fresh(p.q[0]), fresh(p.k[0]), fresh(p.v[0])
+    results = gradients, fresh((2, p.batch, p.heads, rows_padded))
     calls = [_delta(p, rows_padded, out_strides, d_lse_strides)]
     if config.hopper is not None and hopper.available():
         calls.append(hopper.backward(p, config, rows_padded))
@@ -236,14 +293,12 @@ def backward_plan(
             factor = 1 / (1 - dropout_effective_p(p.options.dropout_p)) if p.dropout else 1
             if wide(p.head_dim):
                 calls.append(_dq_from_sums(p, rows_padded, p.scale * factor))
-                return BackwardPlan(
-                    tuple(calls), rows_padded, (p.batch, p.heads, rows_padded, p.head_dim), None
-                )
-            return BackwardPlan(tuple(calls), rows_padded, tuple(p.q[0]), p.scale * factor)
+                return BackwardPlan(tuple(calls), *results, (p.batch, p.heads, rows_padded, p.head_dim), None)
+            return BackwardPlan(tuple(calls), *results, tuple(p.q[0]), p.scale * factor)
     else:
         calls.append(_dkdv(p, config, rows_padded))
     calls.append(_dq(p, config, rows_padded))
-    return BackwardPlan(tuple(calls), rows_padded, None, None)
+    return BackwardPlan(tuple(calls), *results, None, None)
 
 
 def _delta(
@@ -334,24 +389,14 @@ def _dq(p: Operands, config: BackwardConfig, rows_padded: int) -> Call:
     )  # fmt: skip
 
 
-def backward(
-    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    rng: Tensor | None, lists: list[Tensor], options: Options,
+def run_backward(
+    plan: BackwardPlan, d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    rng: Tensor | None, lists: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, contiguous; see `flash_api.Backward`."""
-    q, k, v, d_out = unit_last(q), unit_last(k), unit_last(v), unit_last(d_out)
+    """Gradients of q, k, v as planned for tensors with the layouts of these."""
     device = q.device
-    masks = (lists[1].shape, lists[5].shape) if lists else None
-    layouts = layout_of(q), layout_of(k), layout_of(v), layout_of(d_out)
-    plan = backward_plan(
-        tuned.active(), out.stride(), None if d_lse is None else d_lse.stride(),
-        options, device, q.dtype, rng is not None, *layouts, masks,
-    )  # fmt: skip
-    # Given a torch.Size, torch.empty takes 4 us more than this.
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    if plan is None:
-        return dq.zero_(), dk.zero_(), dv.zero_()
-    stats = q.new_empty((2, q.shape[0], q.shape[2], plan.rows_padded), dtype=torch.float32)
+    dq, dk, dv = [x.new_empty_strided(*of) for x, of in zip((q, k, v), plan.gradients, strict=True)]
+    stats = q.new_empty_strided(*plan.stats, dtype=torch.float32)
     tensors = {
         "q": q, "k": k, "v": v, "d_out": d_out, "out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv,
         "stats": stats, "delta": stats[1], "rng": lse if rng is None else rng,
@@ -367,3 +412,44 @@ def backward(
         if plan.dq_scale is not None:
             torch.mul(tensors["dq_acc"], plan.dq_scale, out=dq)
     return dq, dk, dv
+
+
+def backward(
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    rng: Tensor | None, lists: list[Tensor], options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, contiguous; see `flash_api.Backward`."""
+    q, k, v, d_out = unit_last(q), unit_last(k), unit_last(v), unit_last(d_out)
+    masks = (lists[1].shape, lists[5].shape) if lists else None
+    layouts = layout_of(q), layout_of(k), layout_of(v), layout_of(d_out)
+    plan = backward_plan(
+        tuned.active(), out.stride(), None if d_lse is None else d_lse.stride(),
+        options, q.device, q.dtype, rng is not None, *layouts, masks,
+    )  # fmt: skip
+    if plan is None:
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    return run_backward(plan, d_out, d_lse, q, k, v, out, lse, rng, lists)
+
+
+def plan_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
+) -> BackwardAgain | None:
+    """See `flash_api.operators.PlanBackward`."""
+    layouts = layout_of(q), layout_of(k), layout_of(v), layout_of(d_out)
+    table = tuned.active()
+    if not settled_by(*layouts):
+        return None
+    dropout = options.dropout_p > 0
+    plan = backward_plan(table, out.stride(), None, options, q.device, q.dtype, dropout, *layouts, None)
+    if plan is None:
+        return None
+
+    def again(
+        d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        low_bits = d_out.data_ptr() | q.data_ptr() | k.data_ptr() | v.data_ptr()
+        if low_bits % 16 or tuned.active() is not table:
+            return backward(d_out, None, q, k, v, out, lse, rng, [], options)
+        return run_backward(plan, d_out, None, q, k, v, out, lse, rng, [])
+
+    return again

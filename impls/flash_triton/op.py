@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnbench.impls.flash_api import BlockMask, attend, define_ops
-from attnbench.impls.flash_triton.launch import backward, forward
+from attnbench.impls.flash_triton.launch import backward, forward, plan_backward, plan_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_forward_op = define_ops("flash_triton", forward, backward)
+_forward_op = define_ops(
+    "flash_triton", forward, backward, plan_forward=plan_forward, plan_backward=plan_backward
+)
 
 
 def flash_attention(

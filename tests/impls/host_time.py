@@ -32,7 +32,7 @@ def us(call: Callable[[], Any]) -> float:
 
 
 def cuda() -> tuple[Any, Any, Any]:
-    """flash_cuda's (attention, forward, backward) above a driver that does nothing."""
+    """flash_cuda's (attention, plan_forward, plan_backward) above a driver that does nothing."""
     from cuda.bindings import driver as real
 
     from attnbench.impls.flash_cuda import backward, driver, forward, op
@@ -50,11 +50,11 @@ def cuda() -> tuple[Any, Any, Any]:
         module.load = lambda *_, **__: driver.Kernel(0)
         module.multiprocessors = lambda device: 132
         module.stream_of = lambda device: 0
-    torch.cuda.current_device = lambda: -1
+    torch._C._cuda_getDevice = lambda: -1
     torch.cuda.is_current_stream_capturing = lambda: False
     driver._ticket_of_stream = lambda device, stream: 0
     driver.TensorMap._encode = lambda self, address: bytes(128)
-    return op.flash_attention, forward.forward, backward.backward
+    return op.flash_attention, forward.plan_forward, backward.plan_backward
 
 
 def triton() -> tuple[Any, Any, Any]:
@@ -91,10 +91,10 @@ def triton() -> tuple[Any, Any, Any]:
     from attnbench.impls.flash_triton import configs, launch, op
 
     launch.device_for = lambda device, dtype: configs.Device((9, 0), 132)
-    return op.flash_attention, launch.forward, launch.backward
+    return op.flash_attention, launch.plan_forward, launch.plan_backward
 
 
-def layers(attention: Any, forward: Any, backward: Any) -> dict[str, Callable[[], Any]]:
+def layers(attention: Any, plan_forward: Any, plan_backward: Any) -> dict[str, Callable[[], Any]]:
     """Calls of one family, and below each what it is made of."""
     from attnbench.impls.flash_api import Options
 
@@ -102,15 +102,17 @@ def layers(attention: Any, forward: Any, backward: Any) -> dict[str, Callable[[]
     options = Options(None, 0, True, 0.1, 0.0, (0, 0), False)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     graph = attention(*leaves, causal=True, scale=0.1)
-    out, lse = forward(q, k, v, None, [], options)
+    forward = plan_forward(q, k, v, options)
+    out, lse = forward(q, k, v, None)
     d_out = torch.randn_like(out)
+    backward = plan_backward(d_out, q, k, v, out, lse, options)
     return {
         "attention": lambda: attention(q, k, v, causal=True, scale=0.1),
         "attention, gradients wanted": lambda: attention(*leaves, causal=True, scale=0.1),
-        "  of it the launch": lambda: forward(q, k, v, None, [], options),
+        "  of it the launch": lambda: forward(q, k, v, None),
         "    of it two allocations": lambda: (torch.empty_like(q), torch.empty_like(lse)),
         "autograd.grad": lambda: torch.autograd.grad(graph, leaves, d_out, retain_graph=True),
-        "  of it the launches": lambda: backward(d_out, None, q, k, v, out, lse, None, [], options),
+        "  of it the launches": lambda: backward(d_out, q, k, v, out, lse, None),
     }
 
 

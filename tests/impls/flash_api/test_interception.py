@@ -5,14 +5,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from attnbench.impls.flash_api import attend, define_ops
-from attnbench.impls.flash_api.interception import intercepted, recorded
+from attnbench.impls.flash_api import attend, define_ops, settled
+from attnbench.impls.flash_api.interception import intercepted, recorded, watched
 
 
 def forward(q, k, v, rng, lists, options):
@@ -30,6 +31,9 @@ FORWARD = torch.ops.attnbench.test_interception_forward.default
 BACKWARD = torch.ops.attnbench.test_interception_backward.default
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+K, V = torch.randn(2, 1, 8, 2, 16)
 
 
 def attention(q, k, v):
@@ -90,6 +94,17 @@ def q():
     return torch.randn(1, 8, 2, 16)
 
 
+@pytest.fixture(params=[False, True], ids=["first", "settled"], autouse=True)
+def a_call_like_it(request):
+    """Whether one was made before, with nobody about."""
+    settled.forget()
+    if request.param:
+        made = torch.randn(1, 8, 2, 16)
+        attention(made, K, V)
+        attention(made.clone().requires_grad_(), K, V).sum().backward()
+        assert len(settled._known) == 2
+
+
 @pytest.fixture
 def passed_by(monkeypatch):
     """Fails the test that goes through torch's operators."""
@@ -102,7 +117,7 @@ def passed_by(monkeypatch):
 
 
 def test_with_nobody_about_operators_are_passed_by(q, passed_by):
-    assert attention(q, q, q).shape == q.shape
+    assert attention(q, K, V).shape == q.shape
     leaf = q.clone().requires_grad_()
     parameter = torch.nn.Parameter(q.clone())
     with torch.autocast("cpu", enabled=False), torch.autograd.graph.save_on_cpu():
@@ -116,13 +131,13 @@ def test_with_nobody_about_operators_are_passed_by(q, passed_by):
 def test_a_mode_sees_both_operators(q):
     leaf = q.requires_grad_()
     with Seen() as seen:
-        attention(leaf, q, q).sum().backward()
+        attention(leaf, K, V).sum().backward()
     assert FORWARD in seen.ops
     assert BACKWARD in seen.ops
 
 
 def test_a_mode_around_the_backward_alone_sees_it(q):
-    out = attention(q.requires_grad_(), q, q).sum()
+    out = attention(q.requires_grad_(), K, V).sum()
     with Seen() as seen:
         out.backward()
     assert BACKWARD in seen.ops
@@ -130,30 +145,37 @@ def test_a_mode_around_the_backward_alone_sees_it(q):
 
 def test_overrides_of_functions_see_the_operator(q):
     with Overridden() as overridden:
-        attention(q, q, q)
+        attention(q, K, V)
     assert FORWARD in overridden.seen
 
 
 def test_a_profile_names_the_operators(q):
     with torch.profiler.profile() as profile:
-        attention(q.requires_grad_(), q, q).sum().backward()
+        attention(q.requires_grad_(), K, V).sum().backward()
     names = {event.name for event in profile.events()}
     assert {"attnbench::test_interception_forward", "attnbench::test_interception_backward"} <= names
 
 
+def test_a_profile_of_the_backward_alone_names_its_operator(q):
+    out = attention(q.requires_grad_(), K, V).sum()
+    with torch.profiler.profile() as profile:
+        out.backward()
+    assert "attnbench::test_interception_backward" in {event.name for event in profile.events()}
+
+
 def test_a_subclass_takes_part(q):
-    for arguments in ((Wrapped(q), q, q), (q, Wrapped(q), q), (q, q, Wrapped(q))):
+    for arguments in ((Wrapped(q), K, V), (q, Wrapped(K), V), (q, K, Wrapped(V))):
         assert intercepted(*arguments)
-        assert torch.equal(attention(*arguments), attention(q, q, q))
+        assert torch.equal(attention(*arguments), attention(q, K, V))
 
 
 def test_a_subclass_that_overrides_functions_sees_the_operator(q):
-    assert isinstance(attention(q, q.as_subclass(Watched), q), Watched)
+    assert isinstance(attention(q, K.as_subclass(Watched), V), Watched)
     assert FORWARD in Watched.seen
 
 
 def test_a_tracer_sees_the_operator(q):
-    traced = make_fx(attention)(q, q, q)
+    traced = make_fx(attention)(q, K, V)
     assert FORWARD in [node.target for node in traced.graph.nodes]
 
 
@@ -165,7 +187,7 @@ def test_a_checkpoint_that_keeps_what_operators_return_keeps_this_one_s(q):
         return CheckpointPolicy.MUST_SAVE if op is FORWARD else CheckpointPolicy.PREFER_RECOMPUTE
 
     out = checkpoint(
-        attention, q.requires_grad_(), q, q, use_reentrant=False,
+        attention, q.requires_grad_(), K, V, use_reentrant=False,
         context_fn=lambda: create_selective_checkpoint_contexts(policy),
     )  # fmt: skip
     out.sum().backward()
@@ -174,22 +196,24 @@ def test_a_checkpoint_that_keeps_what_operators_return_keeps_this_one_s(q):
 
 def test_a_view_that_negates_is_negated(q):
     assert intercepted(q, torch._neg_view(q))
-    assert torch.equal(attention(torch._neg_view(q), q, q), attention(-q, q, q))
+    assert torch.equal(attention(torch._neg_view(q), K, V), attention(-q, K, V))
 
 
 @pytest.mark.parametrize(
     "about",
     [
         Seen, Overridden, torch._subclasses.FakeTensorMode, torch.profiler.profile,
-        forward_ad.dual_level,
+        forward_ad.dual_level, enable_python_dispatcher,
     ],
-    ids=["dispatch mode", "function mode", "fake tensors", "profiler", "forward mode"],
+    ids=["dispatch mode", "function mode", "fake tensors", "profiler", "forward mode", "dispatcher in Python"],
 )  # fmt: skip
 def test_who_is_about_is_noticed(q, about):
     assert not intercepted(q)
     with about():
         assert intercepted(q)
+        assert watched()
     assert not intercepted(q)
+    assert not watched()
 
 
 def test_transforms_are_noticed(q):
@@ -211,14 +235,35 @@ def test_what_autograd_does_not_record_the_call_does_not_either(q):
     for off in (torch.no_grad(), torch.inference_mode(), torch._C._AutoDispatchBelowAutograd()):
         with off:
             assert not recorded(leaf)
-            assert not attention(leaf, q, q).requires_grad
-    assert attention(leaf, q, q).requires_grad
+            assert not attention(leaf, K, V).requires_grad
+    assert attention(leaf, K, V).requires_grad
 
 
 def test_gradients_of_gradients_are_refused_on_either_way(q):
     for about in (contextlib.nullcontext(), Seen()):
         leaf = q.clone().requires_grad_()
         with about:
-            (grad,) = torch.autograd.grad(attention(leaf, q, q).sum(), leaf, create_graph=True)
+            (grad,) = torch.autograd.grad(attention(leaf, K, V).sum(), leaf, create_graph=True)
             with pytest.raises(RuntimeError, match="double backward is not implemented"):
                 grad.sum().backward()
+
+
+def test_a_compiler_sees_the_operator(q):
+    seen = []
+
+    def backend(graph, _):
+        seen.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: attention(x, K, V), backend=backend, fullgraph=True)
+    assert torch.equal(compiled(q), attention(q, K, V))
+    assert FORWARD in seen
+
+
+def test_forward_mode_and_transforms_see_the_operator(q):
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
+        attention(forward_ad.make_dual(q, q), K, V)
+    with pytest.raises(RuntimeError, match="forward-mode"):
+        torch.func.jvp(lambda x: attention(x, K, V), (q,), (q,))
+    with pytest.raises(RuntimeError, match="Batching rule"):
+        torch.func.vmap(lambda x: attention(x, K, V))(q[None])

@@ -214,6 +214,21 @@ def test_remembered_maps_are_bounded_over_all_plans(encoded):
     assert len(encoded[0]) <= driver.REMEMBERED_MAPS < len(encoded[1])
 
 
+def test_maps_of_a_kernel_s_tensors_are_joined_in_order_and_bounded(monkeypatch):
+    monkeypatch.setattr(driver.TensorMap, "_encode", lambda known, address: bytes([address]) * 128)
+    maps = driver.TensorMaps((tensor_map(), tensor_map()))
+    try:
+        assert maps.at(1, 2) == bytes([1]) * 128 + bytes([2]) * 128
+        assert maps.at(2, 1) == bytes([2]) * 128 + bytes([1]) * 128
+        assert maps.at(1, 2) is maps.at(1, 2)
+        with pytest.raises(ValueError, match="argument"):
+            maps.at(1)
+        assert driver.TensorMaps.at.cache_info().maxsize == driver.REMEMBERED_SETS
+    finally:
+        driver.TensorMap.at.cache_clear()
+        driver.TensorMaps.at.cache_clear()
+
+
 COLD = """
 import subprocess
 import sys

@@ -19,9 +19,9 @@ from attnbench.impls.flash_cuda.arguments import (
     ROW_FIELDS,
     addressable,
 )
-from attnbench.impls.flash_cuda.backward import BackwardPlan, backward
+from attnbench.impls.flash_cuda.backward import BackwardPlan, backward, plan_backward
 from attnbench.impls.flash_cuda.driver import TensorMap
-from attnbench.impls.flash_cuda.forward import ForwardPlan, forward
+from attnbench.impls.flash_cuda.forward import ForwardPlan, forward, plan_forward
 
 MAP_BYTES = 128
 BLOCKS = 132
@@ -321,3 +321,64 @@ def test_nothing_to_attend_to_launches_nothing(recorder, seqlen_q, seqlen_k, bat
     grads = backward(out, None, q, k, v, out, lse, None, [], options())
     assert recorder.launches == []
     assert not any(x.any() for x in grads)
+
+
+def plans(q, k, v, asked):
+    """How calls like these repeat: forward and backward."""
+    out, lse = forward(q, k, v, None, [], asked)
+    return plan_forward(q, k, v, asked), plan_backward(torch.randn_like(out), q, k, v, out, lse, asked)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_calls_that_repeat_have_the_plan_of_the_first(recorder, deterministic):
+    q, k, v = tensors(2, 150, 130, 4, 2, 64, 128)
+    asked = options(right=0, deterministic=deterministic)
+    again, backward_again = plans(q, k, v, asked)
+    out, lse = again(q, k, v, None)
+    backward_again(torch.randn_like(out), q, k, v, out, lse, None)
+    backward(torch.randn_like(out), None, q, k, v, out, lse, None, [], asked)
+    assert [launch[0].rpartition("_")[2] for launch in recorder.launches] == [
+        "forward", "forward", *["prepare", "backward", "finish"] * 2,
+    ]  # fmt: skip
+    assert ForwardPlan.of.cache_info().misses == BackwardPlan.of.cache_info().misses == 1
+
+
+def test_calls_that_repeat_copy_what_begins_elsewhere(recorder):
+    """Layouts are as they were, but not the address."""
+    q, k, v = tensors(2, 40, 50, 2, 2, 64, 64)
+    again, backward_again = plans(q, k, v, options())
+    flat = torch.empty(k.numel() + 1, dtype=k.dtype)
+    unaligned = flat[1:].view(k.shape)
+    out, lse = again(q, unaligned, v, None)
+    backward_again(torch.randn_like(out), q, unaligned, v, out, lse, None)
+    for launch, count in ((recorder.launches[-4], 4), (recorder.launches[-2], 6)):
+        addresses = [address for _, address in recorder.maps_of(launch[3], count)]
+        assert all(address % 16 == 0 for address in addresses)
+        assert q.data_ptr() in addresses
+        assert unaligned.data_ptr() not in addresses
+
+
+def test_what_is_copied_or_empty_is_not_planned(recorder):
+    q, k, v = tensors(2, 40, 50, 2, 2, 64, 64)
+    for operands in ((q, k[:1].expand(k.shape), v), (q, k, v.mT.contiguous().mT), (q[:0], k[:0], v[:0])):
+        assert plans(*operands, options()) == (None, None)
+    out, lse = forward(q, k, v, None, [], options())
+    arguments = torch.randn_like(out), q, k, v
+    other_out, other_lse = out.mT.contiguous().mT, lse.mT.contiguous().mT
+    assert plan_backward(*arguments, other_out, lse, options()) is None
+    assert plan_backward(*arguments, out, other_lse, options()) is None
+    assert plan_backward(out[:1].expand(out.shape), q, k, v, out, lse, options()) is None
+    assert plan_backward(*arguments, out, lse, options()) is not None
+
+
+def test_plans_refuse_what_calls_refuse():
+    """As on this machine: no GPU."""
+    x = torch.zeros(1, 8, 2, 64, dtype=torch.float16)
+    for q, error, message in (
+        (x, ValueError, "q: on a cpu device"),
+        (x.float(), TypeError, "q: got torch.float32"),
+    ):
+        with pytest.raises(error, match=message):
+            plan_forward(q, q, q, options())
+        with pytest.raises(error, match=message):
+            plan_backward(q, q, q, q, q, q[..., 0], options())

@@ -113,6 +113,19 @@ for i, (x, y) in enumerate(zip(a, b)):
         x = (x[0], replaced.get(x[1], x[1]), *x[2:])
     assert replaced.get(x, x) == y, (i, x, y)
 
+again = launch.plan_forward(q, k, v, options)
+third = told(lambda: keep.append(again(q, k, v, None)))
+changing = {x.data_ptr() for made in (*keep, zeros) for x in made}
+
+
+def lasting(of):
+    '''What is told but for results, their descriptors, tickets and hooks.'''
+    return [x for i, x in enumerate(of) if i not in range(9, 13) and x not in changing and not (
+        isinstance(x, tuple) and x[1] in changing)]
+
+
+assert lasting(second[0]) == lasting(third[0]) and len(second[0]) == len(third[0])
+
 before = DRIVER.encoded
 told(run)
 assert DRIVER.encoded <= before + 1, "q, k and v were encoded again"

@@ -52,6 +52,47 @@ def test_calls_go_by_the_table_that_the_variable_names(tmp_path, monkeypatch, ma
     assert rules.forward_of(torch.device("cpu"), shape) is None
 
 
+def out_and_gradients(*tensors):
+    """Of a call that is settled; sums repeat bit for bit."""
+    for x in tensors:
+        x.requires_grad_()
+    out = flash_attention(*tensors, causal=True, deterministic=True)
+    return out, *torch.autograd.grad(out, tensors, torch.ones_like(out))
+
+
+def test_calls_like_an_earlier_one_go_by_the_table_of_now(tmp_path, monkeypatch, make):
+    """Forward and backward, in the middle of calls that were settled without one."""
+    went_by = []
+    for name in ("run_forward", "run_backward"):
+        run = getattr(launch, name)
+        monkeypatch.setattr(
+            launch, name, lambda plan, *of, run=run: went_by.append(id(plan)) or run(plan, *of)
+        )
+    problem = make(70, 70, 2, right=0)
+    table = tuned.read(table_file(tmp_path / "table.json"))
+    for chosen in (None, None, table, table, None):
+        with contextlib.nullcontext() if chosen is None else tuned.using(chosen):
+            out_and_gradients(problem.q, problem.k, problem.v)
+    rules, by_table = went_by[:2], went_by[4:6]
+    assert went_by == rules * 2 + by_table * 2 + rules
+    assert not set(rules) & set(by_table)
+
+
+def test_a_call_like_an_earlier_one_that_begins_elsewhere_is_planned_anew(make):
+    """At an address that is no multiple of 16."""
+    problem, plans = make(40, 40, 2), (launch.forward_plan, launch.backward_plan)
+    expected = out_and_gradients(problem.q, problem.k, problem.v)
+    for name in "qkv":
+        x = getattr(problem, name)
+        placed = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape)
+        assert placed.data_ptr() % 16
+        known = [plan.cache_info().misses for plan in plans]
+        moved = replace(problem, **{name: placed.copy_(x)})
+        got = out_and_gradients(moved.q, moved.k, moved.v)
+        assert all(map(torch.equal, got, expected))
+        assert [plan.cache_info().misses for plan in plans] == [n + 1 for n in known]
+
+
 def test_other_shapes_go_by_the_rules(tmp_path, monkeypatch, make, wrong):
     monkeypatch.setenv(TUNED_VARIABLE, str(table_file(tmp_path / "table.json")))
     assert wrong(make(70, 71, 2, right=0), flash_attention, causal=True) == []

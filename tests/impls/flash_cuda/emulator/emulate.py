@@ -35,6 +35,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from attnbench.impls.flash_api import settled
 from attnbench.impls.flash_cuda import backward as backward_module
 from attnbench.impls.flash_cuda import flash_attention, scope
 from attnbench.impls.flash_cuda import forward as forward_module
@@ -263,6 +264,7 @@ def encode(known: TensorMap, address: int) -> bytes:
 
 def _forget_plans() -> None:
     """Plans hold loaded kernels and encoded maps."""
+    settled.forget()
     for module in MODULES:
         for _, value in inspect.getmembers(module, inspect.isclass):
             if value.__module__ == module.__name__:
