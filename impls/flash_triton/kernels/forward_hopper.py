@@ -235,10 +235,11 @@ def attend_tile(
     own_slot = q_bufs.index(slot * CONSUMERS + consumer)
     q = own_slot.reshape([ROWS, D])
 
-    # The program's steps on the right that touch none of these 64 rows are passed over.
+    # The program's steps on the right that touch none of these 64 rows are passed over. Without a right bound only rows
+    # past the end have such steps, and only tiles of three consumers are full of them at usual lengths.
     steps = gl.maximum(end - begin, 1)
     passed = 0
-    if MASK_N == 0:
+    if MASK_N == 0 and (HAS_RIGHT or CONSUMERS == 3):
         _, own_hi, _, _ = visible_cols(row, row + ROWS - 1, seqlen_k, shift, left, right, HAS_LEFT, HAS_RIGHT)
         own_end = gl.where(row < seqlen_q, gl.cdiv(own_hi, BLOCK_N), 0)
         passed = gl.minimum(gl.maximum(end - own_end, 0), steps - 1)
