@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnbench.impls import flash_api
 from attnbench.impls.flash_triton import kernels
 from attnbench.impls.flash_triton.calls import Address, Call, Tiles
 
@@ -218,6 +219,19 @@ def inline_asm(asm: str, _constraints: str, args: Sequence[Any], **_: Any) -> An
     return torch.where(inside, x, float("-inf") if "0fFF800000" in asm else 0.0)
 
 
+def dropped(
+    rng: Pointer, plane: int, row: int, col: int, threshold: int, transposed: bool, columns: int
+) -> Tensor:
+    """Whom the published mask drops of 64 queries by some keys, or of 64 keys by some queries if transposed."""
+    seed, offset = rng.tensor.tolist()
+    rows, cols = (columns, 64) if transposed else (64, columns)
+    keep = flash_api.dropout_keep_mask(
+        seed, offset, plane + 1, 1, row + rows, col + cols, 1 - threshold / 256
+    )
+    own = keep[plane, 0, row:, col:]
+    return ~(own.T if transposed else own)
+
+
 class Scalar(int):
     """An integer of a kernel, which has the methods of a tile."""
 
@@ -286,8 +300,8 @@ class Machine:
             "minimum": elementwise(torch.minimum), "maximum": elementwise(torch.maximum),
             "where": elementwise(torch.where), "cdiv": lambda a, b: Scalar((a + b - 1) // b),
             "load": load, "int64": torch.int64, "float32": torch.float32, "int32": torch.int32, "uint32": torch.int64,
-            "float16": torch.float16, "exp2": torch.exp2, "math": torch, "store": store, "max": reduction(torch.amax),
-            "sum": reduction(torch.sum),
+            "float16": torch.float16, "exp2": torch.exp2, "abs": torch.abs, "math": torch, "store": store,
+            "max": reduction(torch.amax), "sum": reduction(torch.sum),
         }  # fmt: skip
         language = SimpleNamespace(
             **both, NVMMADistributedLayout=layout_of, DotOperandLayout=layout_of, SliceLayout=layout_of,
@@ -314,6 +328,11 @@ class Machine:
         }  # fmt: skip
         self.modules["hopper_pairs"] = SimpleNamespace(
             pack_pairs=lambda x, dtype: x.to(dtype), unpack_pairs=lambda pairs, dtype, layout: pairs
+        )
+        self.modules["hopper_dropout"] = SimpleNamespace(
+            drop_words=dropped,
+            drop_pairs=lambda pairs, gone, transposed: pairs.masked_fill(gone, 0),
+            drop_single=lambda x, gone, transposed, layout: x.masked_fill(gone, 0),
         )
         self.modules["hopper_tma"] = SimpleNamespace(
             load_async=load_async,

@@ -66,6 +66,17 @@ def test_block_lists(machine, make, wrong, head_dim):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_dropout_is_the_published_mask(machine, make, wrong, monkeypatch, head_dim):
+    """What is done with the mask; how the kernels compute it, `hopper_dropout` alone says."""
+    state, p = torch.tensor([5, 11]), 0.3
+    monkeypatch.setattr("attnbench.impls.flash_api.call.draw_dropout_state", lambda device: state)
+    problem = make(150, 200, 2, 1, head_dim, right=0)
+    keep = flash_api.dropout_keep_mask(5, 11, 1, 2, 150, 200, p)
+    dropped = keep, 1 - flash_api.dropout_effective_p(p)
+    assert wrong(problem, flash_attention, dropped=dropped, causal=True, dropout_p=p) == []
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("right", [None, 200], ids=str)
 def test_keys_past_the_end_weigh_nothing(machine, make, wrong, head_dim, right):
     """Of rows whose every score is far below 0, the score. The copy engine fills such keys with 0, and exp(0 - LSE)
