@@ -249,9 +249,9 @@ def _hopper_backward(device: Device, shape: Shape) -> HopperBackward | None:
     # dK, dV, S^T, dP^T and dQ take 64 + 64 + 32 + 32 + 32 registers at head_dim 128. At 256 dK and dV take a warpgroup
     # each.
     if shape.head_dim == 64:
-        # 128 query rows: 32 + 32 + 64 + 64 registers and no spill but under dropout (compiler's report). From n 1024 on
-        # faster than the portable kernels (predicted; 64 rows were at n 8192: 354, 336, portable 367, 323; dropout
-        # 320, 298, where the portable kernel computes Philox twice).
+        # 128 query rows: 32 + 32 + 64 + 64 registers and no spill but under dropout (compiler's report). Beside the
+        # portable kernels 6% full, 1% causal faster at n 1024, 16%, 18% at n 8192 (64 rows were at n 8192: 354, 336,
+        # portable 367, 323; dropout 320, 298, where the portable kernel computes Philox twice).
         whole = shape.mask_block[0] % 128 == 0 and not shape.dropout
         chosen = HopperBackward(128, 2, True) if whole else HopperBackward(64, 3, True)
         faster = shape.dropout or (whole and shape.seqlen_k >= 1024)
