@@ -128,12 +128,12 @@ def test_a_planted_bug_of_the_forward_is_found(emulate, make, errors, broken, fi
 @pytest.mark.parametrize(
     ("file", "old", "new", "found"),
     [
-        (BACKWARD, "ptx::wait(plan.scores_ready[dq_at.slot], dq_at.parity);", "",
+        (BACKWARD, "ptx::sync_threads(BOTH_CONSUMERS, CONSUMERS * WARPGROUP);", "",
          "no barrier puts that after the write"),
-        (BACKWARD, "ptx::fence_async_shared();\n        __syncwarp();", "__syncwarp();", "without a proxy fence since"),
+        (BACKWARD, "ptx::fence_async_shared();", "", "without a proxy fence since"),
         (CONSUMER, "ptx::wait_stores_read<PENDING>();\n        }\n        ptx::sync", "}\n        ptx::sync",
          "from which a store is still to read"),
-        (BACKWARD, "dq_at.advance();", "dq_at.parity ^= 1;", "no barrier puts that after"),
+        (BACKWARD, "buffer ^= 1;", "", "no barrier puts that after"),
         ("backward/rows.cuh", "    __syncthreads();\n", "", "wrote without a proxy fence since"),
     ],
 )  # fmt: skip

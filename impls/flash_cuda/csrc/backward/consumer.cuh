@@ -14,9 +14,8 @@ template <class Self, class C>
 struct Consumer {
     using T = typename C::T;
     using Plan = SharedMemoryPlan<C>;
-    /// Rows that are weighed at a time: registers are short, and products of one part run while the next is weighed. Under
-    /// dropout all, for whose bits a step draws once.
-    static constexpr int PART = C::DROPOUT ? C::OWN_ROWS : C::OWN_ROWS / (C::WIDE ? 1 : 2), PARTS = C::OWN_ROWS / PART;
+    /// Rows that are weighed at a time: registers are short, and products of one part run while the next is weighed.
+    static constexpr int PART = C::OWN_ROWS < 64 ? C::OWN_ROWS : 64, PARTS = C::OWN_ROWS / PART;
     static constexpr int VALUES = tile::accumulators(PART);
     using Statistics = float[PART / 4];  // of a part's columns that a thread has values in
     using Operand = u32[tile::packed(PART)];
@@ -28,6 +27,7 @@ struct Consumer {
     tile::Cursor<C::SLOTS> q_at;
     tile::Cursor<C::OUT_SLOTS> d_out_at;
     tile::Cursor<1> stage_at;  // of plan.handed, in the thread that hands over
+    int buffer = 0;            // of plan.scores
     bool banded;               // by LISTS: whether the band applies to this step
 
     Assignment work;
@@ -59,7 +59,6 @@ struct Consumer {
                 static_cast<Self&>(*this).begin_tile();
                 walk();
             }
-            static_cast<Self&>(*this).end_tile();
             __syncwarp();
             plan.kv_barriers.release(kv_at, lane);
 #pragma unroll
@@ -279,10 +278,6 @@ struct Consumer {
     __device__ __forceinline__ void send_dq(const float (&dq)[tile::accumulators(tile::PANEL)], int plane, int block,
                                             int unit) {
         tile::store_floats(plan.stages.own[consumer].dq, dq, thread);
-        send_stage(plane, block, unit);
-    }
-    /// The same, once it is in the stage.
-    __device__ __forceinline__ void send_stage(int plane, int block, int unit) {
         end_stage();
         if (thread == 0) {
             const int sums = (plane * params.row_blocks + block) * C::UNITS + unit;

@@ -34,9 +34,6 @@ DEVICE void run(const Params& params) {
             ptx::init(plan.arrivals.tile_read, 1);
             for (auto& ready : plan.arrivals.d_scores_ready) ptx::init(ready, 1);
         }
-        if constexpr (!C::WIDE) {
-            for (auto& ready : plan.scores_ready) ptx::init(ready, CONSUMER_WARPS);
-        }
         plan.q_barriers.init(CONSUMER_WARPS);
         plan.d_out_barriers.init(CONSUMER_WARPS);
         if constexpr (C::LISTS) {

@@ -177,7 +177,6 @@ struct SharedMemoryPlan {
     tile::RingBarriers<1> kv_barriers;
     tile::RingBarriers<2> assignment_barriers;  // emptied by the threads that see to rows
     ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
-    ptx::Barrier scores_ready[2];        // both consumers have written dS, unless WIDE
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;
     tile::RingBarriers<1> stage_barriers[CONSUMERS];  // filled by a consumer

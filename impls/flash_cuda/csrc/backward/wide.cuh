@@ -14,14 +14,13 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     using typename Base::Plan;
     using typename Base::Statistics;
     using typename Base::T;
-    using Base::Base, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
+    using Base::Base, Base::buffer, Base::consumer, Base::d_out_at, Base::d_scores, Base::dk, Base::dv, Base::lane,
         Base::params, Base::plan, Base::q_at, Base::scores, Base::thread;
 
     // As much of K as registers have room for, as operand of S: at 64 x 32 a product, S reads twice as much of K as of Q.
     static constexpr int HELD = C::STAGED || C::DROPOUT ? 0 : 8;
     u32 k_operand[HELD ? 4 * HELD : 1];
     float dq[C::OWN_UNITS][tile::accumulators(tile::PANEL)];
-    int buffer = 0;    // of plan.scores
     u32 received = 0;  // parity of what the other block sends to this `buffer`
 
     /// First of this consumer's units of dQ; of the other block's K the columns of this block's come first.
@@ -105,8 +104,6 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     __device__ __forceinline__ void begin_tile() {
         if constexpr (HELD > 0) tile::load_operand<HELD>(k_operand, plan.k[0], thread);
     }
-
-    __device__ __forceinline__ void end_tile() {}
 
     __device__ __forceinline__ void multiply_scores() {
         const int first_row = this->own_row();
