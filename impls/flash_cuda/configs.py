@@ -329,14 +329,15 @@ class BackwardKernel:
 
 
 def key_planes_per_wave(shape: Shape) -> int:
-    """How many (batch, key head) planes the backward works on at once. Without a band one, lists or not.
+    """How many (batch, key head) planes the backward works on at once. Without a band one, but by lists as in the
+    forward: when they went one at a time, lists lost 4 to 5% (NOTES.md, with what else had changed).
 
     Under a band as many as fit in L2 what each tile of keys reads again, Q and dO, and adds to, the sums of dQ. With
     as many as fit their K and V, twice as many, a causal backward of 8k rows moved 1.1 GB through DRAM at hd128 and
     1.6 GB at hd64, of 0.66 GB that had to (Nsight Compute).
     """
     if not (shape.has_left or shape.has_right):
-        return 1
+        return max(1, planes_per_wave(shape) // shape.group)
     row_bytes = 2 * (shape.head_dim + shape.head_dim_v) + 4 * shape.head_dim
     in_cache = L2_WORKING_SET // max(1, shape.group * shape.seqlen_q * row_bytes)
     return max(1, min(shape.batch * shape.kv_heads, in_cache))
@@ -345,11 +346,12 @@ def key_planes_per_wave(shape: Shape) -> int:
 def keeps_rows(shape: Shape) -> bool:
     """Whether Q and dO are to leave L2 last.
 
-    Not those of long rows without a band: from n 16384 to 32768 full, kernels that keep them fell (this one 646 to 622
-    at hd128, 602 to 570 at hd64, FlashAttention-3 666 to 631 and 595 to 555), at hd128 those that do not rose
-    (FlashAttention-4 688 to 704, the Triton kernel 619 to 629). Not kept, this one was not run.
+    Not those of long rows without a band or lists: from n 16384 to 32768 full, kernels that keep them fell (this one
+    646 to 622 at hd128, 602 to 570 at hd64, FlashAttention-3 666 to 631 and 595 to 555), at hd128 those that do not
+    rose (FlashAttention-4 688 to 704, the Triton kernel 619 to 629). Not kept, this one gained 3% at hd128 (NOTES.md).
     """
-    return shape.has_left or shape.has_right or shape.seqlen_q <= 16384
+    banded, listed = shape.has_left or shape.has_right, shape.mask_block != (0, 0)
+    return banded or listed or shape.seqlen_q <= 16384
 
 
 LEAST_BACKWARD_KEYS = 64

@@ -113,7 +113,8 @@ def test_the_backward_walks_128_rows_a_step_where_they_fit(dim, more, rows):
         (shape(1, 16, 16, 65536, 65536), 1),
         # Without a band neighbours read the same rows.
         (shape(16, 16, 16, 1024, 1024, right=False), 1),
-        (shape(16, 16, 16, 1024, 1024, right=False, mask_block=(128, 128)), 1),
+        # By lists as many as fit their K and V, as in the forward.
+        (shape(16, 16, 4, 1024, 1024, right=False, mask_block=(128, 128)), 64),
     ],
 )
 def test_rows_of_a_wave_of_the_backward_fit_in_cache(problem, planes):
@@ -121,7 +122,13 @@ def test_rows_of_a_wave_of_the_backward_fit_in_cache(problem, planes):
 
 
 @pytest.mark.parametrize(
-    ("rows", "right", "kept"), [(16384, False, True), (32768, False, False), (32768, True, True)]
+    ("rows", "more", "kept"),
+    [
+        (16384, {"right": False}, True),
+        (32768, {"right": False}, False),
+        (32768, {"right": False, "mask_block": (128, 128)}, True),
+        (32768, {"right": True}, True),
+    ],
 )
-def test_long_rows_without_a_band_are_not_kept_in_cache(rows, right, kept):
-    assert keeps_rows(shape(1, 16, 16, rows, rows, right=right)) is kept
+def test_long_rows_without_a_band_or_lists_are_not_kept_in_cache(rows, more, kept):
+    assert keeps_rows(shape(1, 16, 16, rows, rows, **more)) is kept

@@ -54,9 +54,10 @@ DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
     return index;
 }
 
-/// One thread: draw tiles, and load K and V once a tile. A tile is drawn when the last rows of the one before it are on
-/// their way: drawn earlier it would stand behind more of that tile, while other blocks run out of work. Where tiles add
-/// in turn, when the block is free for it: all that are drawn after it in its head wait for its turns.
+/// One thread: draw tiles, and load K and V once a tile. A tile is drawn while the one before it is worked on; under a
+/// band, which makes tiles differ in length, when the last rows of that one are on their way: drawn earlier it would stand
+/// behind more of it, while other blocks run out of work. Where tiles add in turn, when the block is free for it: all that
+/// are drawn after it in its head wait for its turns.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
     const int rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
@@ -74,7 +75,7 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
         plan.assignments[at.slot] = work;
         ptx::arrive(plan.assignment_barriers.full[at.slot]);
         if constexpr (!C::DETERMINISTIC) {
-            if (any) {  // out of DRAM while the tile before ends
+            if (!C::DRAWN_AHEAD && any) {  // out of DRAM while the tile before ends
                 for (int c = 0; c < C::KEY_TILES; ++c) {
                     const int key = work.key + c * tile::ROWS;
                     for (int p = 0; p < Plan::Key::PANELS; ++p) {
@@ -111,8 +112,9 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                 }
             }
         }
-        // Its rows are on their way. The next but one takes its slot, after K and V were replaced: consumers have read it.
-        ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity);
+        // Its rows are on their way. The next but one takes its slot, after K and V were replaced: consumers have read it,
+        // and where each tile has rows, or by LISTS an end that they are told, so has who loaded these.
+        if constexpr (!C::DRAWN_AHEAD) ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity);
         if constexpr (!C::DETERMINISTIC) {
             if (rank == 0) index = draw<C>(params);
         }
@@ -131,7 +133,6 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
         plan.assignment_barriers.wait_full(tile_at);
         const Assignment work = plan.assignments[tile_at.slot];
         if (work.batch < 0) break;
-        if constexpr (C::LISTS) plan.assignment_barriers.release(tile_at, 0);  // who walks them is the last
         const auto load = [&](int first_block, int member, int block) {
             const int row = block * C::ROWS;
             const auto at = tile::Cursor<C::SLOTS>::after(loaded);
@@ -163,7 +164,7 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
                 const int first_block = plane_of(params, work, member) * params.row_blocks;
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) load(first_block, member, block);
             }
-            plan.assignment_barriers.release(tile_at, 0);
+            if constexpr (!C::DRAWN_AHEAD) plan.assignment_barriers.release(tile_at, 0);
         }
         if constexpr (C::ENDS_IN_SLOTS) {  // LISTS: that say so to the consumers
             plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);
@@ -204,7 +205,6 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
                 }
             }
         }
-        plan.assignment_barriers.release(tile_at, 0);
         announce({-1});
     }
 }
