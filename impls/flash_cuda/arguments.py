@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attnbench.impls.flash_api.layout import Layout
 from attnbench.impls.flash_cuda.configs import PANEL
 from attnbench.impls.flash_cuda.driver import TensorMap
 
@@ -44,9 +45,6 @@ BACKWARD_ADDRESSES = struct.Struct("<10Q")
 FINISH_FIELDS = struct.Struct("<Q3if40x")
 """backward::FinishParams after dq's map: dq, kv_heads, group, row_blocks, scale."""
 
-Layout = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shape and strides of a BSHD tensor, in elements."""
-
 
 @lru_cache(maxsize=4096)
 def addressable(layout: Layout, itemsize: int) -> bool:
@@ -65,14 +63,6 @@ def readable(x: Tensor) -> tuple[Tensor, Layout]:
         return x, layout
     x = x.clone(memory_format=torch.contiguous_format)
     return x, (x.shape, x.stride())
-
-
-def contiguous(shape: tuple[int, ...]) -> Layout:
-    """The layout of fresh memory."""
-    strides = [1]
-    for n in reversed(shape[1:]):
-        strides.append(strides[-1] * max(n, 1))
-    return shape, tuple(reversed(strides))
 
 
 def head_map(layout: Layout, dtype: torch.dtype, rows: int) -> TensorMap:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from attnbench.impls.flash_api import Band, Options, dropout_effective_p, dropout_threshold
+from attnbench.impls.flash_api.layout import Layout, contiguous
 from attnbench.impls.flash_cuda.arguments import (
     BACKWARD_ADDRESSES,
     BACKWARD_FIELDS,
@@ -15,9 +16,7 @@ from attnbench.impls.flash_cuda.arguments import (
     NO_LISTS,
     ROW_FIELDS,
     ROWS,
-    Layout,
     addressable,
-    contiguous,
     grouped_map,
     head_map,
     list_sizes,

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from attnbench.impls.flash_api import Band, Options, dropout_threshold
+from attnbench.impls.flash_api.layout import Layout, contiguous
 from attnbench.impls.flash_cuda.arguments import (
     FORWARD_ADDRESSES,
     FORWARD_FIELDS,
     MERGE_FIELDS,
     NO_ADDRESSES,
     NO_LISTS,
-    Layout,
     addressable,
-    contiguous,
     grouped_map,
     head_map,
     list_sizes,

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attnbench.impls.flash_api import Options, dropout_effective_p, settled
+from attnbench.impls.flash_api import Options, dropout_effective_p, layout, settled
 from attnbench.impls.flash_api.operators import BackwardAgain, ForwardAgain
 from attnbench.impls.flash_triton import hopper, tuned
 from attnbench.impls.flash_triton.calls import Address, Call, Tiles, launch
@@ -36,7 +36,6 @@ from attnbench.impls.flash_triton.operands import (
     Layout,
     Operands,
     by_plane,
-    contiguous_strides,
     layout_of,
 )
 
@@ -85,15 +84,6 @@ def launch_options(tile: Tile) -> dict[str, Any]:
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
-Fresh = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shape and strides of memory that a launch allocates."""
-
-
-def fresh(shape: tuple[int, ...]) -> Fresh:
-    """Those of contiguous memory."""
-    return shape, contiguous_strides(shape)
-
-
 def settled_by(*layouts: Layout) -> bool:
     """Whether tensors need no copy, and have the alignment that the calls of a plan are kept for."""
     return all(strides[3] == 1 and aligned for _, strides, aligned in layouts)
@@ -134,8 +124,8 @@ class ForwardPlan:
     with tickets, "tickets" is a zero at first."""
 
     calls: tuple[Call, ...]
-    out: Fresh
-    lse: Fresh
+    out: layout.Layout
+    lse: layout.Layout
     splits: int = 1
     tickets: bool = False
 
@@ -148,7 +138,7 @@ def forward_plan(table: tuned.Table, *operands: Any) -> ForwardPlan | None:
     if p.empty:
         return None
     config = table.forward_of(p.device, p.shape) or forward_config(device, p.shape)
-    results = p.out, fresh((p.batch, p.heads, p.seqlen_q))
+    results = p.out, layout.contiguous((p.batch, p.heads, p.seqlen_q))
     if config.hopper is not None and hopper.available():
         return ForwardPlan((hopper.forward(p, config, device),), *results, tickets=True)
     calls = [_portable_forward(p, config)]
@@ -264,8 +254,8 @@ class BackwardPlan:
     and with dq_scale multiplied by it last."""
 
     calls: tuple[Call, ...]
-    gradients: tuple[Fresh, Fresh, Fresh]
-    stats: Fresh
+    gradients: tuple[layout.Layout, layout.Layout, layout.Layout]
+    stats: layout.Layout
     dq_sums: tuple[int, ...] | None
     dq_scale: float | None
 
@@ -283,8 +273,8 @@ def backward_plan(
     config = config or backward_config(device, p.shape, deterministic)
     unit = math.lcm(STATS_ROWS, p.mask_block[0] or 1)
     rows_padded = ceil_div(p.seqlen_q, unit) * unit
-    gradients = fresh(p.q[0]), fresh(p.k[0]), fresh(p.v[0])
-    results = gradients, fresh((2, p.batch, p.heads, rows_padded))
+    gradients = layout.contiguous(p.q[0]), layout.contiguous(p.k[0]), layout.contiguous(p.v[0])
+    results = gradients, layout.contiguous((2, p.batch, p.heads, rows_padded))
     calls = [_delta(p, rows_padded, out_strides, d_lse_strides)]
     if config.hopper is not None and hopper.available():
         calls.append(hopper.backward(p, config, rows_padded))

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from attnbench.impls.flash_api import Band, Options, dropout_threshold
+from attnbench.impls.flash_api.layout import contiguous
 from attnbench.impls.flash_triton.calls import Address
 from attnbench.impls.flash_triton.configs import Shape
 
@@ -24,14 +25,6 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], bool]
 def layout_of(x: Tensor) -> Layout:
     """The layout of x."""
     return x.shape, x.stride(), x.data_ptr() % 16 == 0
-
-
-def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor."""
-    strides = [1]
-    for n in reversed(shape[1:]):
-        strides.append(strides[-1] * max(n, 1))
-    return tuple(reversed(strides))
 
 
 def by_plane(
@@ -83,19 +76,19 @@ class Operands:
     def out(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The result, which the launch allocates contiguous; so are dq, dk and dv, of the shapes of q, k and v."""
         shape = (*self.q[0][:3], self.v[0][3])
-        return shape, contiguous_strides(shape)
+        return contiguous(shape)
 
     @cached_property
     def dq_strides(self) -> tuple[int, ...]:
-        return contiguous_strides(self.q[0])
+        return contiguous(self.q[0])[1]
 
     @cached_property
     def dk_strides(self) -> tuple[int, ...]:
-        return contiguous_strides(self.k[0])
+        return contiguous(self.k[0])[1]
 
     @cached_property
     def dv_strides(self) -> tuple[int, ...]:
-        return contiguous_strides(self.v[0])
+        return contiguous(self.v[0])[1]
 
     @property
     def batch(self) -> int:
