@@ -263,12 +263,13 @@ def _print(recorded: Recorded, known: Collection[Known], code: Exit, *, as_json:
     from attnbench.harness.conform.summary import summary
     from attnbench.harness.run.environment import FILE
 
-    folder, found = recorded.folder, totals([recorded], known)
+    folder = recorded.folder
     shown = [folder / FOLDER / one["script"] for one in recorded.reproducers if one["script"]]
     files = [folder / CASES, *sorted(folder.glob("findings-*.jsonl")), folder / FILE, *shown]
     if not as_json:
         typer.echo("\n".join([*summary(recorded, known), *map(str, files)]))
         return
+    found = totals([recorded], known)
     document = {
         "folder": folder,
         "counts": {total.impl: total.verdicts for total in found},

@@ -21,11 +21,11 @@ from typing import Any
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.examination import Examination
 from attnbench.harness.conform.shrink import shrink
-from attnbench.harness.conform.verdict import Finding, Verdict
+from attnbench.harness.conform.verdict import Finding, Verdict, masked
 from attnbench.harness.run.errors import RunError
 from attnbench.harness.run.evidence import evidence
 from attnbench.harness.run.process import environment_of
-from attnbench.harness.run.waiting import wait_for_all
+from attnbench.harness.run.waiting import LOOK_EVERY_S, wait_for_all
 
 FOLDER = "reproducers"
 RUN_LIMIT_S = 60.0
@@ -198,19 +198,14 @@ def shows(finding: Finding, code: int | None, said: str) -> bool:
     answered = bool(raised) or any(line.startswith(("Wrong: ", "Nothing is wrong")) for line in lines)
     match finding.verdict:
         case Verdict.FAIL:  # a refusal that is not clear is one, too
-            return code == SHOWS_IT or (code == RAISES and _masked(raised) in _masked(finding.reason))
+            return code == SHOWS_IT or (code == RAISES and masked(raised) in masked(finding.reason))
         case Verdict.ERROR:
-            return code == RAISES and _masked(raised).startswith(_masked(finding.reason.removesuffix("…")))
+            return code == RAISES and masked(raised).startswith(masked(finding.reason.removesuffix("…")))
         case Verdict.CRASHED:
             return not answered and code is not None and _died_alike(finding.reason, code, lines)
         case Verdict.TIMEOUT:
             return not answered and code is None
     return False
-
-
-def _masked(text: str) -> str:
-    """Without the numbers, which are addresses and sizes."""
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", text)
 
 
 def _died_alike(reason: str, code: int, lines: Sequence[str]) -> bool:
@@ -225,16 +220,13 @@ def _died_alike(reason: str, code: int, lines: Sequence[str]) -> bool:
 
 def _ending(code: int | None) -> str:
     """How a script that shows nothing ended."""
-    match code:
-        case None:
-            return "by itself the script does not end"
-        case 0:
-            return "by itself the script finds nothing wrong"
-        case 3:
-            return "by itself the script gets a wrong answer"
-        case 4:
-            return "by itself the script meets another exception"
-    return f"the script failed with {code}"
+    endings = {
+        None: "does not end",
+        0: "finds nothing wrong",
+        SHOWS_IT: "gets a wrong answer",
+        RAISES: "meets another exception",
+    }
+    return f"by itself the script {endings[code]}" if code in endings else f"the script failed with {code}"
 
 
 def run_script(
@@ -263,7 +255,7 @@ def run_script(
         try:
             while process.poll() is None and time.monotonic() < deadline and not stopped():
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL_S)
+                    process.wait(LOOK_EVERY_S)
             code = process.returncode
         finally:
             with contextlib.suppress(ProcessLookupError):  # the whole group may be gone already
@@ -272,9 +264,6 @@ def run_script(
         said.seek(0)
         text = said.read().decode(errors="replace")
     return code, text if code is not None else f"{text}no end within {limit_s:g} s\n"
-
-
-POLL_S = 0.2
 
 
 def _asking(examination: Examination, impl: str, until: float) -> Callable[[Case], Finding]:

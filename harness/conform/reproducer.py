@@ -27,6 +27,7 @@ def source(case: Case, implementation: Implementation, where: Device, reason: st
     what is asked of those: an answer that is right.
     """
     problem = case.problem
+    own = implementation.standalone(problem, where)
     refused = implementation.unsupported_reasons(problem, where)
     check = _OF_UNSUPPORTED[problem.dropout_p > 0] if refused else case.check
     declared = implementation.repeats(where)
@@ -42,7 +43,7 @@ def source(case: Case, implementation: Implementation, where: Device, reason: st
         title=_plain(f"{implementation.name} {implementation.version()}: {reason}"),
         about=[_plain(line) for line in _about(case, where, found_as)],
         asked=_asked(check),
-        library=_library(implementation, implementation.standalone(problem, where)),
+        library=_library(implementation, own),
         device=str(where),
         dtype=_dtype(problem),
         p=problem,
@@ -51,7 +52,7 @@ def source(case: Case, implementation: Implementation, where: Device, reason: st
         masks=_masks(problem),
         attend=_attend(problem, implementation, where),
         backward=problem.direction != "fwd",
-        with_lse=_with_lse(problem, implementation, where),
+        with_lse=_with_lse(own),
         check=check,
         options={**CHECKS[check].options, **(case.options if check == case.check else {})},
         other_values=check in _WITH_OTHER_VALUES,
@@ -119,9 +120,8 @@ def _attend(problem: Problem, implementation: Implementation, where: Device) -> 
     )
 
 
-def _with_lse(problem: Problem, implementation: Implementation, where: Device) -> str:
+def _with_lse(own: str) -> str:
     """What the function that returns the lse as well is called; None where there is none."""
-    own = implementation.standalone(problem, where)
     if not own:
         return "prepared().attend_with_lse"
     return "attend_with_lse" if "def attend_with_lse" in own else "None"

@@ -8,11 +8,10 @@ before excuses it.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter
 
-from attnbench.harness.conform.verdict import Verdict
+from attnbench.harness.conform.verdict import Verdict, masked
 from attnbench.harness.run.channel import Message
 
 ENOUGH = 2
@@ -52,8 +51,7 @@ class SecondOpinions:
 
 
 def _said(reply: Message) -> str:
-    """What was raised, without the figures and addresses that differ from case to case and process to process; empty
-    where nothing was."""
+    """What was raised, without its numbers; empty where nothing was."""
     if reply["ok"] or reply["status"] != Verdict.ERROR:
         return ""
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", reply["reason"])
+    return masked(reply["reason"])

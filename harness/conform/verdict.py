@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -35,6 +36,11 @@ UPSET = "an_upset_worker_said"
 """The fact of what was raised in a process that an earlier case had upset, where a fresh one said something else."""
 NOT_EXAMINED = "NOT EXAMINED"
 """In the place of a verdict, where there is none to be had of the implementation."""
+
+
+def masked(reason: str) -> str:
+    """What was said without its numbers: addresses and sizes, which differ from case to case and process to process."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", reason)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ def write_matrix(runs: Sequence[Recorded], folder: Path) -> list[Path]:
         undefined=StrictUndefined,
     )
     environment.filters |= {"cut": _cut, "cell": markdown_escape}
+    found = totals(runs)
     context = {
         "tables": tables(runs),
-        "verdicts": verdict_rows(totals(runs)),
-        "absent": [f"{total.impl} on {total.device}" for total in totals(runs) if not total.there],
+        "verdicts": verdict_rows(found),
+        "absent": [f"{total.impl} on {total.device}" for total in found if not total.there],
         "failures": [failure for run in runs for failure in _failures(run)],
         "unexamined": [unexamined for run in runs for unexamined in _unexamined(run)],
         "runs": [run.folder.name for run in runs],
