@@ -77,16 +77,11 @@ def rank(table: pd.DataFrame, metric: Metric, direction: str) -> Ranking:
     if not ranked:
         common = set()
     standings = _standings(done, metric, ranked, sorted(common), covered)
+    leader = standings[0].impl if standings else None
     for impl in by_coverage:
         if impl not in ranked:
-            beside = (
-                cells[standings[0].impl] & cells.get(impl, set())
-                if ranked and impl not in approximate
-                else ()
-            )
-            score = (
-                _beside(done, metric, standings[0].impl, impl, sorted(beside)) if beside else Estimate(None)
-            )
+            both = cells[leader] & cells.get(impl, set()) if leader and impl not in approximate else set()
+            score = _beside(done, metric, leader, impl, sorted(both)) if leader and both else Estimate(None)
             standings.append(Standing(impl, covered[impl], score=score))
     return Ranking(metric, direction, posed["group"].nunique(), len(common), standings)
 
@@ -126,8 +121,8 @@ def _beside(done: pd.DataFrame, metric: Metric, leader: str, impl: str, cells: S
     if metric.family == "time":
         both = [_log_times([of.at[(name, cell), "round_ms"] for name in (leader, impl)]) for cell in cells]
         return stats.geomean_over_cells([first - own for first, own in both])
-    logs = [np.log([of.at[(name, cell), metric.column] for cell in cells]) for name in (leader, impl)]
-    return Estimate(float(np.exp(np.mean(logs[0] - logs[1]))))
+    ratios = [of.at[(leader, cell), metric.column] / of.at[(impl, cell), metric.column] for cell in cells]
+    return Estimate(stats.geomean(ratios))
 
 
 def _log_times(rounds: Sequence[Array]) -> Array:
