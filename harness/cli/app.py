@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import typer
@@ -89,11 +88,3 @@ app.command("tune")(tune)
 app.command("ceilings")(ceilings)
 app.command("io")(io)
 app.command("findings")(findings)
-
-
-def main() -> None:
-    """Entry point of ``bench``."""
-    try:
-        app(prog_name="bench")
-    except KeyboardInterrupt:  # while typer still makes commands of the functions above
-        sys.exit(Exit.INTERRUPTED)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.registry import Entry
 from attnbench.harness.run import runner
 from attnbench.harness.run.gpus import Gpu

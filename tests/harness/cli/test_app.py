@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -89,3 +90,20 @@ def test_an_interrupt_before_a_command_begins_has_its_exit_code(monkeypatch: pyt
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == Exit.INTERRUPTED
+
+
+def test_an_interrupt_while_the_commands_are_imported_is_quiet() -> None:
+    interrupts = """
+        import os, signal, sys
+        class Interrupting:
+            def find_spec(self, name, *_):
+                if name == "attnbench.harness.cli.run":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupting())
+        from attnbench.harness.cli import main
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(interrupts)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.INTERRUPTED, "", "")

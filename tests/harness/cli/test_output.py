@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner, Result
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.run import journal
 from attnbench.harness.run.errors import Exit, RunError, make_folder, writing
 

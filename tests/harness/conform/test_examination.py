@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.conform import pytest_plugin, records
 from attnbench.harness.conform.candidate import Candidate
 from attnbench.harness.conform.dealing import examine_all

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.matrix import all_features, false_alarm_bound, features, tables, totals
 from attnbench.harness.conform.records import Recorded, Recorder, read

@@ -10,7 +10,7 @@ import pytest
 from gate_runs import timed, written
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.gate.decision import Design
 from attnbench.harness.gate.pairs import CellKey, contrasts, mirrored
 from attnbench.harness.gate.power import bank_document, power, read_bank

@@ -14,7 +14,7 @@ from gate_runs import failed, timed, written
 from hypothesis import given
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.gate.compare import implementations, runs
 from attnbench.harness.gate.decision import Verdict
 from attnbench.harness.gate.outcome import Answer, GateExit

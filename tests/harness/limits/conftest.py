@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
 from attnbench.harness.cli import ceilings as ceilings_command
 from attnbench.harness.cli import io as io_command
+from attnbench.harness.cli.app import app
 
 
 @pytest.fixture

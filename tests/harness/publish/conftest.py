@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.publish import rows
 from attnbench.harness.publish.rows import PublishedRun
 from attnbench.harness.publish.site import write_site

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from attnbench.harness.cli import app
+from attnbench.harness.cli.app import app
 from attnbench.harness.problem import Problem
 from attnbench.harness.report.history import REPEATABILITY, change_points
 from attnbench.harness.run.journal import Journal
