@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
@@ -37,8 +38,14 @@ if TYPE_CHECKING:
 DPI = 130
 MOST_COLUMNS = 4
 """More columns of panels go to a further figure: panels stay large enough to read."""
+SUBDIVISIONS = (tuple(range(1, 10)), (1, 2, 3, 4, 6), (1, 2, 5), (1, 3), (1,))
+"""Of a decade, by the ticks of a logarithmic axis: the densest whose labels stay apart is taken."""
+LABELS_ALONG = {"x": 6, "y": 12}
+"""How many labels an axis of a panel has room for: they lie side by side along x, one above the other along y."""
 
 REFERENCE: dict[str, Any] = {"color": "#5d6673", "linewidth": 1, "linestyle": (0, (4, 3))}
+WHOLE = {"percent_of_gemm": 100, "percent_of_floor": 100, "speedup": 1}
+"""By metric: the whole ceiling, or the baseline."""
 GRID: dict[str, Any] = {"grid.color": "#e3e6ea", "axes.edgecolor": "#9aa4b1"}
 MARKER_EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
@@ -156,8 +163,9 @@ def _problem_by_problem(
     cells: pd.DataFrame, metric: Metric, title: str, impls: list[str], style: dict[str, Style]
 ) -> Figure:
     problems = list(dict.fromkeys(in_reading_order(cells)["problem"]))
+    width = max(8.2, 5.9 + 0.08 * max(map(len, problems)))  # of names, panel and legend
     with sns.axes_style("whitegrid", GRID):
-        figure = Figure(figsize=(8.2, 0.42 * len(problems) + 1.6), layout="constrained")
+        figure = Figure(figsize=(width, 0.42 * len(problems) + 1.6), layout="constrained")
         axes = figure.subplots()
     for lane, impl in enumerate(impls):
         own = cells[cells["impl"] == impl]
@@ -169,6 +177,7 @@ def _problem_by_problem(
             markersize=style[impl].size,
             elinewidth=1.2, **MARKER_EDGE,
         )  # fmt: skip
+    _reference_by_problem(axes, cells, metric, problems)
     axes.set_yticks(range(len(problems)), problems)
     axes.set_ylim(len(problems) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -208,11 +217,23 @@ def _line(axes: Axes, own: pd.DataFrame, beside: float, metric: Metric, style: S
 
 def _reference(axes: Axes, here: pd.DataFrame, metric: Metric) -> None:
     """What a figure is to be read against: the whole ceiling, the baseline, or the least memory that can be."""
-    if metric.name in ("percent_of_gemm", "percent_of_floor", "speedup"):
-        axes.axhline(1 if metric.name == "speedup" else 100, **REFERENCE)
+    if metric.name in WHOLE:
+        axes.axhline(WHOLE[metric.name], **REFERENCE)
     if metric.name == "memory" and not here.empty:
         least = here.groupby("x")["minimum_mib"].min()
         axes.plot(least.index, least, **REFERENCE)
+
+
+def _reference_by_problem(axes: Axes, cells: pd.DataFrame, metric: Metric, problems: list[str]) -> None:
+    """The same where a problem is a band and the figures run along x."""
+    if metric.name in WHOLE:
+        axes.axvline(WHOLE[metric.name], **REFERENCE)
+    if metric.name == "memory":
+        least = cells.groupby("problem")["minimum_mib"].min()
+        bands = least.index.map(problems.index)
+        axes.vlines(
+            least, bands - 0.5, bands + 0.5, color=REFERENCE["color"], linewidth=1, linestyles="dashed"
+        )
 
 
 def _spread(own: pd.DataFrame, metric: Metric) -> Any:
@@ -238,8 +259,7 @@ def _scale_figures(axis: Any, metric: Metric) -> None:
     if metric.log:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         low, high = axis.get_view_interval()
-        decades = math.log10(high / low)
-        subs = (1.0,) if decades > 3.5 else (1.0, 2.0, 5.0) if decades > 1 else range(1, 10)
+        subs = _subdivision(math.log10(high / low), LABELS_ALONG[axis.axis_name])
         axis.set_major_locator(ticker.LogLocator(subs=subs))
         axis.set_major_formatter(
             ticker.FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:,.0f}")
@@ -247,6 +267,15 @@ def _scale_figures(axis: Any, metric: Metric) -> None:
         axis.set_minor_formatter(ticker.NullFormatter())
     else:
         axis.axes.set(**{f"{axis.axis_name}lim": (0, None)})
+
+
+def _subdivision(decades: float, labels: int) -> tuple[int, ...]:
+    """The densest ticks of a decade that leave each label its share of an axis of so many ``decades``."""
+    for subs in SUBDIVISIONS[:-1]:
+        closest = min(math.log10(after / before) for before, after in pairwise((*subs, 10)))
+        if closest * labels >= decades:
+            return subs
+    return SUBDIVISIONS[-1]
 
 
 def _finish(figure: Figure, title: str, metric: Metric, impls: list[str], style: dict[str, Style]) -> None:

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree as ET
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
-from attnbench.harness.masks import Mask
+from attnbench.harness.masks import BlockPattern, Mask
 from attnbench.harness.problem import Problem
 from attnbench.harness.report.axes import lay_out
 from attnbench.harness.report.frame import frame
 from attnbench.harness.report.load import Run, load_run
 from attnbench.harness.report.metrics import METRICS
-from attnbench.harness.report.plots import Plot, plots
+from attnbench.harness.report.plots import RC, Plot, plots
 from attnbench.harness.run.record import Cell, Status
 
 LATENCY, MEMORY = METRICS["latency"], METRICS["memory"]
@@ -132,3 +134,46 @@ def test_many_masks_are_split_over_figures(builder: ModuleType) -> None:
 
 def test_nothing_to_draw() -> None:
     assert drawn([]) == []
+
+
+def labels_that_meet(plot: Plot) -> list[tuple[str, str]]:
+    """Neighbouring tick labels of either axis of the first panel that overlap as drawn; each axis has two at least."""
+    met = []
+    with mpl.rc_context(RC):
+        figure = plot.draw()
+        figure.draw_without_rendering()
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            low, high = sorted(axis.get_view_interval())
+            shown = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            assert len(shown) >= 2, axis.axis_name
+            met += [
+                (one.get_text(), other.get_text())
+                for one, other in pairwise(shown)
+                if one.get_window_extent().overlaps(other.get_window_extent())
+            ]
+    return met
+
+
+@pytest.mark.parametrize("span", [1.5, 4.0, 40.0, 30000.0])
+@pytest.mark.parametrize("by_length", [True, False])
+def test_labels_of_a_logarithmic_axis_stay_apart(builder: ModuleType, by_length: bool, span: float) -> None:
+    masks = [Mask(blocks=BlockPattern("random", 128, 128, density)) for density in (0.125, 0.25, 0.5)]
+    problems = [
+        Problem(4096 // n, 4, n, 64) if by_length else Problem(1, 4, 4096, 64, mask=mask)
+        for n, mask in zip(LENGTHS, masks, strict=True)
+    ]
+    shares = (1e-5, 1e-5 / span, 1e-5)  # so that labels are long
+    cells = [
+        builder.ok_cell("of-28-characters-or-of-more-x", problem, share)
+        for problem, share in zip(problems, shares, strict=True)
+    ]
+    (plot,) = drawn(cells)
+    assert labels_that_meet(plot) == []
+
+
+def test_the_least_memory_stands_beside_every_problem(builder: ModuleType) -> None:
+    problems = [Problem(1, 4, n, 64, mask=Mask.window(n // 2, 0)) for n in LENGTHS]
+    (plot,) = drawn([builder.ok_cell("a", problem, 0.5) for problem in problems], "memory")
+    (least,) = plot.draw().axes[0].collections
+    at = [min(float(x) for x, _ in segment) for segment in least.get_segments()]
+    assert sorted(at) == pytest.approx(sorted(problem.minimal_result_bytes / 2**20 for problem in problems))
