@@ -93,13 +93,48 @@ def take_turn(
     around: Around = Around(),
     clocks: ClockReader | None = None,
     hold_ms: float = FIRST_HOLD_MS,
+    at_once: int | None = None,
 ) -> Turn:
     """Times ``calls`` one after another.
 
-    keep: index of the call whose result is returned for checking. hold_ms: length of the spin; 0 for none.
+    keep: index of the call whose result is returned for checking. hold_ms: length of the spin; 0 for none. at_once:
+    most calls behind one spin, where what they launch could fill the driver's queue; the others go behind the next.
     """
     if device.type != "cuda":
         return _time_on_host(calls, keep, around)
+    at_once = at_once or max(len(calls), 1)
+    turns: list[Turn] = []
+    for first in range(0, max(len(calls), 1), at_once):
+        part = slice(first, first + at_once)
+        own = dataclasses.replace(around, renew=around.renew[part])
+        turns.append(_take_held(calls[part], keep - first, own, clocks, hold_ms, device))
+        hold_ms = turns[-1].next_hold_ms
+    return _joined(turns)
+
+
+def _joined(turns: Sequence[Turn]) -> Turn:
+    """Turns of the same calls as one: clocks and the next hold are those of the last."""
+    kept = next((turn for turn in turns if turn.kept is not None or turn.seen is not None), turns[-1])
+    return dataclasses.replace(
+        turns[-1],
+        ms=[ms for turn in turns for ms in turn.ms],
+        host_us=[us for turn in turns for us in turn.host_us],
+        held=all(turn.held for turn in turns),
+        discarded=sum(turn.discarded for turn in turns),
+        kept=kept.kept,
+        seen=kept.seen,
+    )
+
+
+def _take_held(
+    calls: Sequence[Call],
+    keep: int,
+    around: Around,
+    clocks: ClockReader | None,
+    hold_ms: float,
+    device: torch.device,
+) -> Turn:
+    """Behind one spin; behind another, longer one where that did not outlast the queueing."""
     discarded = 0
     for attempt in range(HOLD_ATTEMPTS):
         turn, queue_ms = _time_held(calls, keep, around, clocks, hold_ms, device)

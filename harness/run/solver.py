@@ -50,7 +50,7 @@ from attnbench.harness.run.dropped import is_cheap_to_probe, judged_oracle, prob
 from attnbench.harness.run.memory_state import checksums, poison
 from attnbench.harness.run.plan import GroupPlan
 from attnbench.harness.run.record import Judgement, Status, to_plain
-from attnbench.harness.run.slots import is_long, slot_seed
+from attnbench.harness.run.slots import FEW, MANY, is_long, slot_seed
 from attnbench.harness.run.source import source_hash
 from attnbench.harness.run.subject import Subject, Timed, drawn_inputs
 from attnbench.harness.run.symmetry import Symmetry
@@ -61,6 +61,10 @@ LONGEST_REWARMED_MS = 5.0
 # One that took so long when it was weighed is not called to warm up: as with a longer one, that would cost as much as a
 # sample, of which it has one a round.
 LONGEST_WARMED_MS = 60.0
+# Most samples behind one hold of the stream. The driver queues some thousand launches, and a flush, a call and the
+# change of its inputs are 20 to 40: beyond, the host would wait for the stream that it holds. A multiple of any number
+# of slots: the call that comes before a hold's first sample is of another slot than that, in each hold.
+HELD_AT_ONCE = 3 * MANY * FEW
 PREPARE_SLOT = 99  # inputs of the first call, thrown away: never those that are judged or timed
 
 
@@ -290,7 +294,8 @@ class Solver:
         timed = [subject.timed(slot, graph=graph) for slot in taken]
         before = self._before(subject, slots, graph=graph) if pace.call_ms <= LONGEST_REWARMED_MS else None
         subject.reserve()
-        for one, changes in Counter([*timed, *([before] if before else [])]).items():
+        holds = math.ceil(count / HELD_AT_ONCE)
+        for one, changes in Counter([*timed, *([before] * holds if before else [])]).items():
             one.renewed.draw(changes)
         self._calls_made += count
         keep = self._random.randrange(count)
@@ -307,7 +312,8 @@ class Solver:
                 look=lambda results: Seen(copied(results), timed[keep].renewed.symmetry),
             ),
             clocks=self._clocks,
-            hold_ms=pace.hold_for(count + bool(before)),
+            hold_ms=pace.hold_for(min(count, HELD_AT_ONCE) + bool(before)),
+            at_once=HELD_AT_ONCE,
         )
         self._paces[subject.problem.key] = Pace(sorted(turn.ms)[len(turn.ms) // 2], turn.next_hold_ms)
         return turn, taken[keep]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -311,6 +311,47 @@ def test_a_sample_ends_on_the_default_stream_whatever_calls_leave_current(
 
     assert turn_of([call] * 3).ms == pytest.approx([0.5] * 3)
     assert stream.current == "main"
+
+
+class Driver(Stream):
+    """A stream whose driver keeps 1024 launches: with so many ahead of it, the host waits for the first to end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ends_ms: deque[float] = deque(maxlen=1024)
+        super().__init__(monkeypatch)
+
+    def queue(self, host_ms: float, device_ms: float) -> None:
+        if len(self.ends_ms) == self.ends_ms.maxlen:
+            self.now_ms = max(self.now_ms, self.ends_ms[0])
+        super().queue(host_ms, device_ms)
+        self.ends_ms.append(self.idle_from_ms[self.current])
+
+
+@pytest.mark.parametrize("at_once", [None, 18])
+def test_more_samples_than_the_driver_queues_need_several_holds(
+    monkeypatch: pytest.MonkeyPatch, at_once: int | None
+) -> None:
+    stream = Driver(monkeypatch)
+    made: list[int] = []
+
+    def call(number: int) -> int:
+        made.append(number)
+        stream.queue(0.01, 0.5)
+        return number
+
+    def renew() -> None:
+        for _ in range(21):
+            stream.queue(0.002, 0.01)
+
+    calls = [lambda number=number: call(number) for number in range(50)]
+    around = Around(rewarm=lambda: made.append(-1), renew=[renew] * 50, look=lambda result: f"seen {result}")
+    turn = take_turn(calls, device=CUDA, keep=40, around=around, at_once=at_once)
+    assert turn.held == (at_once is not None)
+    assert (turn.kept, turn.seen) == (40, "seen 40")
+    if at_once:
+        assert turn.ms == pytest.approx([0.5] * 50)
+        assert turn.host_us == pytest.approx([10.0] * 50)
+        assert made == [-1, *range(18), -1, *range(18, 36), -1, *range(36, 50)]
 
 
 @pytest.mark.parametrize("place", ["main", "side"])

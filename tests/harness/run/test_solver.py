@@ -109,6 +109,29 @@ def test_a_preparation_without_its_first_call_makes_none_and_serves_as_well(
     assert ready.do_judge(backward.key, oracle["judged"])["judgement"]["tensors"]["dq"]["ok"]
 
 
+def test_the_call_before_each_hold_of_many_samples_is_of_another_slot_than_they_begin_with(
+    ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    take_turn = solver.take_turn
+
+    def noting(calls: Any, **options: Any) -> Any:
+        asked.append(options | {"calls": calls})
+        return take_turn(calls, **options)
+
+    monkeypatch.setattr(solver, "take_turn", noting)
+    key = plan().problems[0].key
+    turn = ready.do_turn(key, oracle["probes"], 50, 1e9, "hot", keep_memory=True)
+    assert len(turn["ms"]) == 50
+    assert all(tensor["ok"] for tensor in turn["judgement"]["tensors"].values())
+    (options,) = asked
+    holds = range(0, 50, options["at_once"])
+    assert len(holds) == 3
+    before = options["around"].rewarm.__self__.renewed.renew
+    assert before in options["around"].renew
+    assert all(options["around"].renew[first] != before for first in holds)
+
+
 def test_a_turn_puts_no_more_inputs_in_place_than_it_takes_samples_and_one_to_warm_up_on(
     ready: Solver, oracle: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
