@@ -62,7 +62,7 @@ def test_each_finding_holds_where_it_does(word: str) -> None:
 def test_figures_are_the_runs_own() -> None:
     assert asked(table(), "linear in the sequence").evidence == "flash N^1.00, standard N^2.00"
     assert asked(table(), "faster than standard").evidence.startswith("256 5.00×, 512 5.00×")
-    assert asked(table(), "crosses").evidence == "first ahead at: linear 1k"
+    assert asked(table(), "crosses").evidence == "ahead from: linear 1k"
     assert asked(table(), "20 times less").evidence.startswith("81.9× less at 8k")
 
 
@@ -77,6 +77,18 @@ def test_each_fails_where_the_figures_say_so() -> None:
     quick = asked(table(TIMES | {"linear": lambda n: 1e-8 * n}), "every approximate method")
     assert quick.holds is False
     assert quick.evidence.startswith("of 6 pairs, behind in 6: linear at 256")
+
+
+def test_a_lead_that_is_lost_again_is_no_crossing() -> None:
+    slow_at_4k = TIMES | {"linear": lambda n: 1.5e-4 * n * (100 if n == 4096 else 1)}
+    assert asked(table(slow_at_4k), "crosses").evidence == "ahead from: linear 8k"
+    lost = TIMES | {"linear": lambda n: 1.5e-4 * n * (100 if n == 8192 else 1)}
+    assert asked(table(lost), "crosses").evidence == "ahead from: linear never"
+
+
+def test_a_crossing_of_what_was_never_met_is_open() -> None:
+    without = {name: TIMES[name] for name in ("standard", "sparse", "linear")}
+    assert asked(table(without), "crosses").holds is None
 
 
 def test_what_the_run_lacks_stays_open() -> None:
