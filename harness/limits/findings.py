@@ -119,8 +119,8 @@ def _faster(cells: pd.DataFrame, direction: str, one: str, other: str, claim: st
 
 
 def _crossover(cells: pd.DataFrame, direction: str, roles: Roles) -> Finding:
-    """The paper: approximations begin to win between 512 and 2k tokens, where their linear cost crosses. An approximation
-    crosses at the shortest length from which on it is ahead."""
+    """The paper: approximations begin to win between 512 and 2k tokens, where their linear cost crosses. One crosses at
+    the shortest length from which on it is ahead."""
     claim = "approximate attention crosses FlashAttention between 512 and 2k tokens"
     crossings: dict[str, int | None] = {}
     for impl in _approximations(cells, roles):
