@@ -1,9 +1,9 @@
 """What a gate would say of an unchanged kernel here and now, and how small a change it would see.
 
 Both come from replaying the whole procedure (all cells, all looks, stopping at the first that decides) on gates
-drawn from recorded A/A rounds: process pairs of two equal sides, which go by their log-ratios. A pair keeps its sign
-or loses it at random, since equal sides can be swapped; a pair and the flips within it are drawn with replacement. A
-slowdown of a kernel is a shift of every log-ratio.
+drawn from recorded A/A rounds: process pairs of two equal sides. A pair keeps its sign or loses it at random, since
+equal sides can be swapped; a pair and the flips within it, of both sides at once, are drawn with replacement. A
+slowdown of a kernel is a shift of what every pair says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from attnbench.harness.gate.decision import Design, half_widths, pair_values
+from attnbench.harness.gate.decision import Design, half_widths
+from attnbench.harness.gate.pairs import PairLogs
 from attnbench.harness.report.stats import Array
 
 GATES = 1000
@@ -80,9 +81,10 @@ class Calibration:
         return max(found) if found and len(found) == len(self.detectable) else None
 
 
-def calibrate(bank: Sequence[Array], design: Design, gates: int = GATES) -> Calibration:
-    """bank: one (pairs, flips) array of A/A log-ratios a cell of the gate."""
-    return summarised(replay_pairs(bank, design, gates), design, f"{min(map(len, bank))} A/A pairs")
+def calibrate(bank: Sequence[PairLogs], design: Design, gates: int = GATES) -> Calibration:
+    """bank: the A/A pairs of each cell of the gate."""
+    pairs = min(logs.pairs for logs in bank)
+    return summarised(replay_pairs(bank, design, gates), design, f"{pairs} A/A pairs")
 
 
 def summarised(replay: Replay, design: Design, drawn_from: str) -> Calibration:
@@ -98,17 +100,15 @@ def summarised(replay: Replay, design: Design, drawn_from: str) -> Calibration:
     )
 
 
-def replay_pairs(bank: Sequence[Array], design: Design, gates: int, seed: int = SEED) -> Replay:
+def replay_pairs(bank: Sequence[PairLogs], design: Design, gates: int, seed: int = SEED) -> Replay:
     """Gates of fresh pairs, drawn from a bank as for ``calibrate``."""
     rng = np.random.default_rng(seed)
     shape = (gates, design.looks * design.pairs)
     which, signs = rng.random(shape), rng.choice((-1.0, 1.0), shape)
     means, halves = [], []
     for logs in bank:
-        pairs, flips = logs.shape
         # One draw for all cells: they were measured in the same processes, and share what those drew.
-        chosen = (which * pairs).astype(int)[..., None]
-        values = signs * pair_values(logs[chosen, rng.integers(0, flips, (*shape, flips))])
+        values = signs * logs.redrawn((which * logs.pairs).astype(int), rng)
         seen = [values[:, : (look + 1) * design.pairs] for look in range(design.looks)]
         means.append([look.mean(axis=-1) for look in seen])
         halves.append([half_widths(look, design.level) for look in seen])

@@ -1,6 +1,6 @@
 """When a cell is slower, faster or the same, and when that cannot be said yet: pure functions of log-ratios.
 
-The estimate is the mean over process pairs of each pair's median over its flips. The interval is Student's over
+The estimate is the mean over process pairs of what each pair says (estimators.py). The interval is Student's over
 pairs: at five pairs a percentile bootstrap reaches no further than from the lowest pair to the highest, and covers
 90% where 99% was asked for (tests/harness/gate/test_decision.py). Bootstrap intervals, over pairs and the flips
 within them, are shown beside it for what they are good at: the spread of one cell by itself.
@@ -23,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats as scipy_stats
 
+from attnbench.harness.gate.pairs import PairLogs
 from attnbench.harness.report.stats import CONFIDENCE, RESAMPLES, SEED, Array
 
 
@@ -82,15 +83,8 @@ class Bounds:
         return Verdict.SAME if -margin < self.low and self.high < margin else Verdict.UNSURE
 
 
-def pair_values(logs: Array) -> Array:
-    """What each pair says, (..., pairs) from (..., pairs, flips): a burst of a neighbour moves a mean, not a
-    median."""
-    return np.median(logs, axis=-1)
-
-
-def bounds(logs: Array, design: Design) -> Bounds:
-    """Of one cell, from (pairs, flips), at the level that the design allows one look at one cell."""
-    values = pair_values(logs)
+def bounds(values: Array, design: Design) -> Bounds:
+    """Of one cell, from what its pairs say, (pairs,), at the level that the design allows one look at one cell."""
     mean, half = float(values.mean()), float(half_widths(values, design.level))
     return Bounds(mean, mean - half, mean + half)
 
@@ -104,17 +98,14 @@ def half_widths(values: Array, level: float) -> Array:
     return half
 
 
-def bootstrap(logs: Array) -> tuple[float, float]:
+def bootstrap(logs: PairLogs) -> tuple[float, float]:
     """The central 95% of the estimate over pairs drawn anew, and the flips within each: one cell by itself, one look.
-
-    logs: (pairs, flips). Describes; does not decide.
+    Describes; does not decide.
     """
-    pairs, flips = logs.shape
     rng = np.random.default_rng(SEED)
-    chosen = rng.integers(0, pairs, (RESAMPLES, pairs, 1))
-    drawn = logs[chosen, rng.integers(0, flips, (RESAMPLES, pairs, flips))]
+    drawn = logs.redrawn(rng.integers(0, logs.pairs, (RESAMPLES, logs.pairs)), rng)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(pair_values(drawn).mean(axis=-1), [tail, 1 - tail])
+    low, high = np.quantile(drawn.mean(axis=-1), [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -43,7 +43,8 @@ BROKEN = (Answer.WRONG, Answer.LOST)
 class CellResult:
     """change: head's time over base's, minus 1; low and high hold for all cells and looks together and decide the
     answer; spread is the 95% bootstrap interval of this cell by itself; cycles is the change in SM clock cycles, where
-    the clock was read. All relative, None where not measured. base_ms, head_ms: medians over rounds.
+    the clock was read. All relative, None where not measured. base_ms, head_ms: of all of a side's rounds
+    (estimators.py).
     units: what was resampled, ``5 pairs``. detectable: smallest slowdown that the calibration would find here.
     """
 

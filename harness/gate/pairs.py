@@ -1,22 +1,27 @@
-"""Process pairs: a fresh process of each side, timed turn by turn in the same rounds, and the log-ratios they leave.
+"""Process pairs: a fresh process of each side, timed turn by turn in the same rounds, and the times they leave.
 
 A *pair* is the unit of resampling: everything that a process draws once (where its memory lies, which kernels its
 libraries picked) is the same in all of its rounds, so its rounds are not independent of one another. A *flip* is two
-rounds in a row, the second in the opposite order; their mean log-ratio is free of any advantage of going first.
+rounds in a row, the second in the opposite order: what is kept and drawn by whole flips is free of any advantage of
+going first, which each side has in half of its rounds.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from attnbench.harness.gate.estimators import TYPICAL, Estimator
 from attnbench.harness.gate.rounds import RoundLogs
 from attnbench.harness.report.stats import Array
 from attnbench.harness.run.record import Cell, Status
+
+Indices = NDArray[np.int64]
 
 
 class CellKey(NamedTuple):
@@ -55,19 +60,60 @@ def mirrored(members: Sequence[str], number: int) -> list[str]:
 
 
 @dataclass(frozen=True)
+class PairLogs:
+    """Logs of the times of process pairs, and how they are read.
+
+    times: (..., pairs, flips, 2, 2), by side (under, over) and round of the flip.
+    """
+
+    times: Array
+    estimator: Estimator
+
+    @classmethod
+    def of_ratios(cls, ratios: Array) -> PairLogs:
+        """Of flips' mean log-ratios (..., pairs, flips), where no more than these is known."""
+        sides = np.stack([np.zeros_like(ratios), ratios], axis=-1)
+        return cls(np.stack([sides, sides], axis=-1), TYPICAL)
+
+    @property
+    def pairs(self) -> int:
+        return int(self.times.shape[-4])
+
+    @property
+    def flips(self) -> int:
+        return int(self.times.shape[-3])
+
+    def values(self) -> Array:
+        """The log-ratio that each pair says, (..., pairs)."""
+        return self.estimator.pair(self.times)
+
+    def redrawn(self, pairs: Indices, rng: np.random.Generator) -> Array:
+        """What the pairs of these numbers say, (...), each of as many flips as it has, drawn with replacement."""
+        flips = rng.integers(0, self.flips, (*pairs.shape, self.flips))
+        return self.estimator.pair(self.times[pairs[..., None], flips])
+
+    @classmethod
+    def stacked(cls, parts: Sequence[PairLogs]) -> PairLogs:
+        """The pairs of all parts, which one estimator reads; flips that not all of them have are left out."""
+        (estimator,) = {part.estimator for part in parts}
+        flips = min(part.flips for part in parts)
+        return cls(np.concatenate([part.times[:, :flips] for part in parts]), estimator)
+
+
+@dataclass(frozen=True)
 class Contrast:
-    """Side ``over`` against side ``under`` in one cell. logs: log of the ratio of their times, (pairs, flips); cycles:
-    the same in SM clock cycles, None where the clock could not be read in every round.
+    """Side ``over`` against side ``under`` in one cell. logs: in ms; cycles: in SM clock cycles, None where the clock
+    could not be read in every round.
     """
 
     key: CellKey
-    logs: Array
-    cycles: Array | None = None
+    logs: PairLogs
+    cycles: PairLogs | None = None
 
     def joined(self, other: Contrast) -> Contrast:
-        """With the pairs of another batch below; flips that only one batch has are left out."""
-        cycles = None if self.cycles is None or other.cycles is None else _stacked(self.cycles, other.cycles)
-        return Contrast(self.key, _stacked(self.logs, other.logs), cycles)
+        """With the pairs of another batch below."""
+        cycles = PairLogs.stacked([self.cycles, other.cycles]) if self.cycles and other.cycles else None
+        return Contrast(self.key, PairLogs.stacked([self.logs, other.logs]), cycles)
 
 
 def contrasts(cells: Iterable[Cell], over: str, under: str) -> dict[CellKey, Contrast]:
@@ -81,39 +127,23 @@ def contrasts(cells: Iterable[Cell], over: str, under: str) -> dict[CellKey, Con
     found = {}
     for key, by_role in timed.items():
         numbers = sorted(n for side, n in by_role if side == over and (under, n) in by_role)
-        pairs = [(by_role[over, n], by_role[under, n]) for n in numbers]
+        pairs = [(RoundLogs.of(by_role[under, n]), RoundLogs.of(by_role[over, n])) for n in numbers]
         if not pairs:
             continue
-        logs = [(RoundLogs.of(one), RoundLogs.of(other)) for one, other in pairs]
         cycles = [
-            _flips(one.cycles - other.cycles)
-            for one, other in logs
+            _pair(one.cycles, other.cycles, one.estimator)
+            for one, other in pairs
             if one.cycles is not None and other.cycles is not None
         ]
-        times = _stacked(*(_flips(one.ms - other.ms) for one, other in logs))
-        found[key] = Contrast(key, times, _stacked(*cycles) if len(cycles) == len(logs) else None)
+        times = PairLogs.stacked([_pair(one.ms, other.ms, one.estimator) for one, other in pairs])
+        found[key] = Contrast(key, times, PairLogs.stacked(cycles) if len(cycles) == len(pairs) else None)
     return found
 
 
-def joined(batches: Sequence[Mapping[CellKey, Contrast]]) -> dict[CellKey, Contrast]:
-    """The batches of each cell below one another."""
-    whole: dict[CellKey, Contrast] = {}
-    for batch in batches:
-        for key, contrast in batch.items():
-            whole[key] = whole[key].joined(contrast) if key in whole else contrast
-    return whole
-
-
-def _flips(rounds: Array) -> Array:
-    """Means of neighbouring rounds, whose orders were opposite; an odd one at the end is left out."""
-    if len(rounds) < 2:
-        return rounds
-    whole = len(rounds) // 2 * 2
-    return (rounds[0:whole:2] + rounds[1:whole:2]) / 2
-
-
-def _stacked(*pairs: Array) -> Array:
-    """One row a pair, cut to the flips that all of them have."""
-    rows = [row for array in pairs for row in np.atleast_2d(array)]
-    least = min(map(len, rows))
-    return np.stack([row[:least] for row in rows])
+def _pair(under: Array, over: Array, estimator: Estimator) -> PairLogs:
+    """Of one pair, from its sides' rounds; an odd round at the end is left out, but for a single one."""
+    rounds = np.stack([under, over])
+    if rounds.shape[1] < 2:
+        rounds = rounds.repeat(2, axis=1)
+    flips = rounds.shape[1] // 2
+    return PairLogs(rounds[None, :, : flips * 2].reshape(1, 2, flips, 2).swapaxes(1, 2), estimator)

@@ -20,18 +20,20 @@ from attnbench.harness.gate.calibration import (
     summarised,
 )
 from attnbench.harness.gate.decision import Design
-from attnbench.harness.gate.pairs import CellKey, contrasts
+from attnbench.harness.gate.estimators import BY_NAME
+from attnbench.harness.gate.pairs import CellKey, PairLogs, contrasts
 from attnbench.harness.gate.procedure import BASE, CALIBRATION, CONTROL
 from attnbench.harness.report.load import load_run
 from attnbench.harness.report.stats import Array
 from attnbench.harness.run.errors import RunError
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had no more than flips' log-ratios (pairs x flips), and is read still."""
 SLOWDOWNS = (0.01, 0.02, 0.03, 0.05, 0.10)
 FINE = tuple(step / 400 for step in range(41))  # 0 to 10%, for the curve
 
-Bank = dict[CellKey, list[Array]]
-"""By cell, the (pairs, flips) A/A log-ratios of each calibration."""
+Bank = dict[CellKey, list[PairLogs]]
+"""By cell, the A/A pairs of each calibration."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class PowerCurve:
 
 
 def read_bank(paths: Sequence[Path]) -> Bank:
-    """Out of gates' folders, and files that ``bank_document`` was written to; RunError where there is none."""
+    """Out of gates' folders, and files that ``bank_document`` was written to; RunError where there is none, or where
+    calibrations of a cell are read in two ways, as on a CPU and on a GPU.
+    """
     bank: Bank = {}
     for path in paths:
         found = _from_file(path) if path.is_file() else _from_gate(path)
@@ -55,23 +59,27 @@ def read_bank(paths: Sequence[Path]) -> Bank:
             raise RunError(f"{path}: no gate's folder with a calibration, nor a bank of A/A rounds")
         for key, calibrations in found.items():
             bank.setdefault(key, []).extend(calibrations)
+    for key, recorded in bank.items():
+        if len(ways := {logs.estimator.name for logs in recorded}) > 1:
+            raise RunError(f"{key.id}: calibrations read as {' and as '.join(sorted(ways))} are not one bank")
     least = max(map(len, bank.values()))
     return {key: calibrations for key, calibrations in bank.items() if len(calibrations) == least}
 
 
 def bank_document(bank: Bank) -> dict[str, Any]:
-    """The bank as JSON values; log-ratios to a millionth."""
+    """The bank as JSON values; logs to a millionth."""
     cells = [
         {
             "impl": key.impl,
             "problem": key.problem,
-            "calibrations": [np.round(logs, 6).tolist() for logs in found],
+            "estimator": found[0].estimator.name,
+            "calibrations": [np.round(logs.times, 6).tolist() for logs in found],
         }
         for key, found in bank.items()
     ]
     return {
         "schema": SCHEMA,
-        "what": "A/A log-ratios of process pairs, by calibration: pairs x flips",
+        "what": "logs of ms of A/A process pairs, by calibration: pairs x flips x sides x rounds of the flip",
         "cells": cells,
     }
 
@@ -90,9 +98,9 @@ class Power:
 
 def power(bank: Bank, design: Design, gates: int) -> Power:
     """``design.cells`` is the bank's number of cells."""
-    pooled = [_pooled(found) for found in bank.values()]
+    pooled = [PairLogs.stacked(found) for found in bank.values()]
     replay = replay_pairs(pooled, design, gates)
-    pairs, calibrations = min(map(len, pooled)), max(map(len, bank.values()))
+    pairs, calibrations = min(logs.pairs for logs in pooled), max(map(len, bank.values()))
     shares = {slowdown: _rates(replay, slowdown) for slowdown in sorted({*SLOWDOWNS, *FINE})}
     curves = [
         PowerCurve(
@@ -122,11 +130,6 @@ def _rates(replay: Replay, slowdown: float) -> list[tuple[Rate, Rate]]:
     ]
 
 
-def _pooled(calibrations: Sequence[Array]) -> Array:
-    flips = min(logs.shape[1] for logs in calibrations)
-    return np.concatenate([logs[:, :flips] for logs in calibrations])
-
-
 def _from_gate(folder: Path) -> Bank:
     found: Bank = {}
     for calibration in sorted(folder.glob(f"*/{CALIBRATION}")):
@@ -138,13 +141,18 @@ def _from_gate(folder: Path) -> Bank:
 def _from_file(path: Path) -> Bank:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
+        if data["schema"] not in (1, SCHEMA):
             raise RunError(f"{path}: bank schema {data['schema']!r} is not {SCHEMA}")
         return {
             CellKey(cell["impl"], cell["problem"]): [
-                np.array(logs, dtype=float) for logs in cell["calibrations"]
+                _pairs(np.array(logs, dtype=float), cell.get("estimator")) for logs in cell["calibrations"]
             ]
             for cell in data["cells"]
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not a bank of A/A rounds: {error}") from None
+
+
+def _pairs(logs: Array, estimator: str | None) -> PairLogs:
+    """estimator: by name; None in schema 1, of log-ratios alone."""
+    return PairLogs.of_ratios(logs) if estimator is None else PairLogs(logs, BY_NAME[estimator])

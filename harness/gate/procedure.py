@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from attnbench.harness.gate.calibration import Calibration, calibrate
-from attnbench.harness.gate.decision import Bounds, Design, Verdict, bootstrap, bounds, pair_values
+from attnbench.harness.gate.decision import Bounds, Design, Verdict, bootstrap, bounds
+from attnbench.harness.gate.estimators import estimator_on
 from attnbench.harness.gate.meter import MODE, Meter
 from attnbench.harness.gate.outcome import Answer, CellResult, GateResult, calibration_in_words, too_noisy
 from attnbench.harness.gate.pairs import CellKey, Contrast, Role, contrasts
@@ -143,7 +145,7 @@ class Procedure:
         design = self._design
         self._calibration = calibrate([found[key].logs for key in self._comparable], design)
         for key in self._comparable:
-            same = bounds(found[key].logs, design)
+            same = bounds(found[key].logs.values(), design)
             if same.verdict(design.margin) in (Verdict.SLOWER, Verdict.FASTER):
                 self._unfit[f"{key.id}: two equal sides differ by {math.expm1(same.value):+.1%}"] = None
         if noise := too_noisy(self._calibration):
@@ -163,7 +165,7 @@ class Procedure:
                     continue
                 before = self._seen.get(key)
                 self._seen[key] = before.joined(found[key]) if before else found[key]
-                verdict = bounds(self._seen[key].logs, design).verdict(design.margin)
+                verdict = bounds(self._seen[key].logs.values(), design).verdict(design.margin)
                 if verdict is not Verdict.UNSURE:
                     self._results[key] = self._timed(key, Answer(verdict))
             left = sum(key not in self._results for key in self._comparable)
@@ -238,7 +240,8 @@ class Procedure:
                 ms.setdefault(role.side, []).extend(RoundLogs.of(cell).ms)
 
     def _timed(self, key: CellKey, answer: Answer) -> CellResult:
-        ms = {side: math.exp(statistics.median(logs)) for side, logs in self._log_ms.get(key, {}).items()}
+        says = estimator_on(self._options.device).side
+        ms = {side: math.exp(says(np.array(logs))) for side, logs in self._log_ms.get(key, {}).items()}
         result = CellResult(key.impl, key.problem, answer, base_ms=ms.get(BASE), head_ms=ms.get(HEAD))
         if self._calibration:
             place = self._comparable.index(key)
@@ -246,7 +249,7 @@ class Procedure:
         seen = self._seen.get(key)
         if seen is None:
             return dataclasses.replace(result, reason="not timed")
-        said: Bounds = bounds(seen.logs, self._design)
+        said: Bounds = bounds(seen.logs.values(), self._design)
         low, high = bootstrap(seen.logs)
         return dataclasses.replace(
             result,
@@ -254,8 +257,8 @@ class Procedure:
             low=math.expm1(said.low),
             high=math.expm1(said.high),
             spread=(math.expm1(low), math.expm1(high)),
-            cycles=None if seen.cycles is None else math.expm1(pair_values(seen.cycles).mean()),
-            units=f"{len(seen.logs)} pairs",
+            cycles=None if seen.cycles is None else math.expm1(seen.cycles.values().mean()),
+            units=f"{seen.logs.pairs} pairs",
         )
 
     def _write_environment(self) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from attnbench.harness.gate.calibration import calibrate
 from attnbench.harness.gate.decision import Design
 from attnbench.harness.gate.outcome import BROKEN, TIMED, Answer, CellResult, GateExit, GateResult
+from attnbench.harness.gate.pairs import PairLogs
 from attnbench.harness.gate.write import document, junit_xml, markdown, plain
 
 ANSWERS = st.lists(st.sampled_from(list(Answer)), max_size=6)
@@ -75,7 +76,8 @@ def test_no_name_breaks_a_document(name: str) -> None:
 
 
 def test_the_document_holds_what_was_calibrated() -> None:
-    calibration = calibrate([np.random.default_rng(0).normal(0, 0.002, (5, 8))], Design(cells=1))
+    pairs = PairLogs.of_ratios(np.random.default_rng(0).normal(0, 0.002, (5, 8)))
+    calibration = calibrate([pairs], Design(cells=1))
     found = result([Answer.SAME])
     data = document(GateResult(**{**vars(found), "calibration": calibration}), unsure_passes=False)
     assert data["calibration"]["false_positives"] == {"count": 0, "of": 1000}

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from attnbench.harness.cli.app import app
 from attnbench.harness.gate.decision import Design
-from attnbench.harness.gate.pairs import CellKey, contrasts, mirrored
-from attnbench.harness.gate.power import bank_document, power, read_bank
-from attnbench.harness.gate.rounds import RoundLogs
+from attnbench.harness.gate.estimators import TYPICAL, UNDISTURBED, Estimator
+from attnbench.harness.gate.pairs import CellKey, PairLogs, contrasts, mirrored
+from attnbench.harness.gate.power import Bank, bank_document, power, read_bank
+from attnbench.harness.run.errors import RunError
 
 KEY = CellKey("k", "p")
 
@@ -23,18 +24,42 @@ def bench(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="bench")
 
 
-def bank_of(spread: float, calibrations: int = 6) -> dict[CellKey, list[np.ndarray]]:
+def bank_of(spread: float, estimator: Estimator = TYPICAL) -> Bank:
+    """Six calibrations of five pairs, with noise of the process and of the round."""
     rng = np.random.default_rng(0)
-    return {KEY: [rng.normal(0, spread, (5, 1)) + rng.normal(0, spread, (5, 8)) for _ in range(calibrations)]}
+    times = rng.normal(0, spread, (6, 5, 1, 2, 1)) + rng.normal(0, spread, (6, 5, 8, 2, 2))
+    return {KEY: [PairLogs(pairs, estimator) for pairs in times]}
 
 
-def test_a_bank_survives_its_file(tmp_path: Path) -> None:
-    bank = bank_of(0.003)
-    path = tmp_path / "bank.json"
-    path.write_text(json.dumps(bank_document(bank)))
+def on_disk(path: Path, document: object) -> Path:
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("estimator", [TYPICAL, UNDISTURBED])
+def test_a_bank_survives_its_file(tmp_path: Path, estimator: Estimator) -> None:
+    bank = bank_of(0.003, estimator)
+    path = on_disk(tmp_path / "bank.json", bank_document(bank))
     again = read_bank([path, path])
     assert len(again[KEY]) == 2 * len(bank[KEY])
-    np.testing.assert_allclose(again[KEY][0], bank[KEY][0], atol=1e-6)
+    assert again[KEY][0].estimator is estimator
+    assert again[KEY][0].times == pytest.approx(bank[KEY][0].times, abs=1e-6)
+
+
+def test_a_bank_of_log_ratios_alone_is_read_as_it_was_written(tmp_path: Path) -> None:
+    ratios = np.random.default_rng(1).normal(0, 0.003, (5, 8))
+    cell = {"impl": KEY.impl, "problem": KEY.problem, "calibrations": [ratios.tolist()]}
+    (found,) = read_bank([on_disk(tmp_path / "bank.json", {"schema": 1, "cells": [cell]})])[KEY]
+    assert found.values() == pytest.approx(np.median(ratios, axis=1))
+
+
+def test_calibrations_of_a_cpu_and_of_a_gpu_are_not_one_bank(tmp_path: Path) -> None:
+    paths = [
+        on_disk(tmp_path / f"{estimator.name}.json", bank_document(bank_of(0.003, estimator)))
+        for estimator in (TYPICAL, UNDISTURBED)
+    ]
+    with pytest.raises(RunError, match="read as typical and as undisturbed are not one bank"):
+        read_bank(paths)
 
 
 def test_a_quiet_bank_finds_what_it_should_and_calls_nothing_large_the_same() -> None:
@@ -70,10 +95,12 @@ def test_the_command_reads_the_calibrations_of_gates(tmp_path: Path) -> None:
     assert bench("gate-power", out / "power.json").exit_code == 2
 
 
-def test_a_flip_is_free_of_the_advantage_of_going_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_a_pair_is_free_of_the_advantage_of_going_first(device: str) -> None:
     """Whoever goes second is 5% slower; the order is mirrored each round, and no trace is left."""
     base, head = (
-        timed(f"k@{side}.1", 1.0, seed=n, rounds=8, noise=1e-6) for n, side in enumerate(("base", "head"))
+        dataclasses.replace(timed(f"k@{side}.1", 1.0, seed=n, rounds=8, noise=1e-6), device=device)
+        for n, side in enumerate(("base", "head"))
     )
     for cell, second in ((base, 1), (head, 0)):
         assert cell.timing
@@ -82,17 +109,10 @@ def test_a_flip_is_free_of_the_advantage_of_going_first(tmp_path: Path) -> None:
             [ms * (1.05 if n % 2 == second else 1.0) for ms in turn] for n, turn in enumerate(rounds)
         ]
     (contrast,) = contrasts([base, head], over="head", under="base").values()
-    assert contrast.logs.shape == (1, 4)
-    assert contrast.logs == pytest.approx(np.zeros((1, 4)), abs=1e-5)
-    assert contrast.cycles == pytest.approx(np.zeros((1, 4)), abs=1e-5)
-
-
-def test_a_round_says_its_median_and_on_a_cpu_its_fastest_sample() -> None:
-    cell = timed("k", 1.0, seed=1)
-    assert cell.timing
-    cell.timing.rounds[:] = [[3.0, 2.0, 9.0]] * 4
-    assert np.exp(RoundLogs.of(cell).ms) == pytest.approx([3.0] * 4)
-    assert np.exp(RoundLogs.of(dataclasses.replace(cell, device="cpu")).ms) == pytest.approx([2.0] * 4)
+    assert (contrast.logs.pairs, contrast.logs.flips) == (1, 4)
+    assert contrast.logs.values() == pytest.approx([0.0], abs=1e-5)
+    assert contrast.cycles
+    assert contrast.cycles.values() == pytest.approx([0.0], abs=1e-5)
 
 
 def test_every_second_round_is_the_first_one_backwards() -> None:
