@@ -122,13 +122,17 @@ def _key(
     op: object, q: Any, k: Any, causal: object, window: Any, alignment: object, dropout_p: object, scale: object,
     deterministic: object,
 ) -> Any:  # fmt: skip
-    """What a call depends on beside the layouts of its tensors; None where it cannot be one that was checked."""
+    """What a call depends on beside the layouts of its tensors; None where it cannot be one that was checked.
+
+    Guards know whether a tensor needs a gradient, and not whether gradients are enabled.
+    """
     if type(causal) is not bool or type(deterministic) is not bool:
         return None
     try:
         # 1 and True are equal, as keys too, but not both allowed in every place.
         sides = None if window is None else (*window, *map(type, window))
         kinds = type(scale), type(dropout_p)
-        return op, q.shape, k.shape, causal, sides, alignment, dropout_p, scale, kinds, deterministic
+        grad = torch.is_grad_enabled()
+        return op, q.shape, k.shape, causal, sides, alignment, dropout_p, scale, kinds, deterministic, grad
     except (AttributeError, TypeError):
         return None

@@ -2,9 +2,9 @@
 
 A call's arguments are checked, and its launches planned, from types, shapes, strides, devices and flags. Where a later
 call has the same, nothing is left to do but to launch. Whether it has is one question: torch's own guards, by which
-compiled code is chosen, compare the types, shapes, strides, dtypes and devices of tensors, whether autograd would
-record what is done to them, and the dispatcher's keys as tensors and thread have them: inference mode, autocast,
-functorch's levels, views that negate. What those do not see, `interception.watched` does.
+compiled code is chosen, compare the types, shapes, strides, dtypes and devices of tensors, whether they need gradients,
+and the dispatcher's keys as tensors and thread have them: inference mode, autocast, functorch's levels, views that
+negate. Whether gradients are enabled is for the key to say; what else those do not see, `interception.watched` does.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from attnbench.impls.flash_api.operators import Options
 PLANNED: list[str] = []
 
 
+@torch.no_grad()  # autograd sees nothing of a kernel
 def forward(q, k, v, rng, lists, options):
     """Not attention, but of its shape; every option and every input shows in it."""
     left, right = (-1 if side is None else side for side in (options.left, options.right))
