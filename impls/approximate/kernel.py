@@ -48,14 +48,15 @@ def performer_attention(problem: Problem, device: torch.device) -> Attention:
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * half
         return x @ directions.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
 
-    # The largest exponent cancels in the ratio: of each query alone, but of all keys together.
+    # The largest exponent cancels in the ratio: of each query alone, but of all keys together. Features stay wide, for
+    # small ones have gradients beyond fp16.
     def of_queries(x: torch.Tensor) -> torch.Tensor:
         e = exponent(x)
-        return (e - e.amax(-1, keepdim=True).detach()).exp().to(x.dtype)
+        return (e - e.amax(-1, keepdim=True).detach()).exp()
 
     def of_keys(x: torch.Tensor) -> torch.Tensor:
         e = exponent(x)
-        return (e - e.amax((-2, -1), keepdim=True).detach()).exp().to(x.dtype)
+        return (e - e.amax((-2, -1), keepdim=True).detach()).exp()
 
     return _kernel_attention(problem, of_queries, of_keys)
 

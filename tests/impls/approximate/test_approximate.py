@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnbench.harness.contract import Device, Implementation
 from attnbench.harness.masks import Mask
+from attnbench.harness.oracle.inputs import torch_dtype
 from attnbench.harness.problem import Problem
 from attnbench.impls.approximate import bigbird, kernel, linformer, local, lsh, sparsified
 
@@ -27,7 +28,7 @@ def problem_of(seqlen: int, *, causal: bool = False, dtype: str = "fp64", head_d
 
 def inputs(problem: Problem) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
-    dtype = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}[problem.dtype]
+    dtype = torch_dtype(problem.dtype)
     shape = problem.q_shape
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
 
@@ -181,6 +182,16 @@ def test_gradients_are_finite_and_hidden_keys_get_none(
     assert all(grad.isfinite().all() for grad in grads)
     if causal:  # the first row sees the first key alone
         assert (grads[2][:, 1:] == 0).all()
+
+
+@by_name
+def test_gradients_are_finite_in_fp16(impl: Implementation) -> None:
+    causal = "causal" in impl.capabilities.masks
+    problem = problem_of(1024, causal=causal, dtype="fp16", head_dim=64)
+    leaves = [x.requires_grad_() for x in inputs(problem)]
+    out = impl.prepare(problem, CPU).attend(*leaves)
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert all(tensor.isfinite().all() for tensor in (out, *grads))
 
 
 @by_name
