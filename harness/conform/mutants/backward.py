@@ -131,6 +131,16 @@ class GraphUnderNoGrad(Steps):
 
 
 @planted("autograd/modes", control=STEP, only=True)
+class FirstModeStays(Steps):
+    """Whether leaves get a graph is remembered from the first call on ones like them."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.recorded = vars(self).get("recorded", torch.is_grad_enabled())
+        with torch.set_grad_enabled(self.recorded and torch.is_grad_enabled()):
+            return super().attend(q, k, v)
+
+
+@planted("autograd/modes", control=STEP, only=True)
 class InferenceSkipsTheMask(Steps):
     """In inference mode a kernel without a mask runs."""
 
