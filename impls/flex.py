@@ -70,7 +70,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 heads_of_mask = visible.shape[0]
 block_mask = None if bool(visible.all()) else create_block_mask(
-    lambda b, h, i, j: visible[h if heads_of_mask > 1 else 0, i, j], None, HEADS, SEQLEN_Q, SEQLEN_K, DEVICE
+    lambda b, h, i, j: visible[h if heads_of_mask > 1 else 0, i, j],
+    None, heads_of_mask if heads_of_mask > 1 else None, SEQLEN_Q, SEQLEN_K, DEVICE,
 )
 compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 

@@ -48,6 +48,19 @@ def test_every_tile_is_listed_as_what_it_is(mask: str, lengths: tuple[int, int])
     assert torch.equal((full | partial) & visible, visible)
 
 
+@pytest.mark.parametrize("mask", ["causal", "blocks(random,128x128,density=0.4,per_head=1)"])
+def test_the_script_asks_with_a_block_mask_of_as_many_heads(mask: str) -> None:
+    """Kernels are chosen by it: one of a head each kept FlexAttention from the kernel in which a failure was found."""
+    posed, where = problem(mask, 300, 300), Device("cpu")
+    own = block_mask(posed, "cpu")
+    visible = posed.mask.dense(torch.arange(300), posed.heads, 300, 300)
+    script = {"torch": torch, "visible": visible, "HEADS": 3, "KV_HEADS": 3, "SEQLEN_Q": 300, "SEQLEN_K": 300,
+              "DEVICE": "cpu", "SCALE": 1.0}  # fmt: skip
+    exec(Flex().standalone(posed, where), script)
+    assert own is not None
+    assert script["block_mask"].kv_indices.shape[1] == own.kv_indices.shape[1]
+
+
 def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Bool (heads, rows, columns) of the first ``counts`` of ``indices``."""
     tiles = torch.zeros(indices.shape, dtype=torch.bool)
