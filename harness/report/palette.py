@@ -20,6 +20,10 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 # Chosen so that the usual backends have a colour each, and the fastest of them colours far apart.
 SALT = "3935826"
+APPROXIMATE = " (approximate)"
+"""What a run's frame adds to the names of approximations."""
+# Chosen so that those of this repository have colours of their own beside the backends they are compared with.
+APPROXIMATE_SALT = "65951"
 
 
 class Style(NamedTuple):
@@ -37,7 +41,8 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     alphabet move on to the next free marker; its colour stays."""
     found: dict[str, Style] = {}
     for name in sorted(set(names)):
-        draw = int.from_bytes(hashlib.sha256(f"{SALT}{name}".encode()).digest()[:8])
+        salt = APPROXIMATE_SALT if name.endswith(APPROXIMATE) else SALT
+        draw = int.from_bytes(hashlib.sha256(f"{salt}{name}".encode()).digest()[:8])
         colour, start = COLOURS[draw % len(COLOURS)], draw // len(COLOURS)
         choices = [Style(colour, MARKERS[(start + step) % len(MARKERS)]) for step in range(len(MARKERS))]
         taken = set(found.values())

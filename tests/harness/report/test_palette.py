@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.harness.registry import entries
-from attnbench.harness.report.palette import COLOURS, MARKERS, styles
+from attnbench.harness.report.palette import APPROXIMATE, COLOURS, MARKERS, styles
 
 
 @given(st.sets(st.text(min_size=1), min_size=1, max_size=30), st.text(min_size=1))
@@ -26,4 +26,10 @@ def test_more_names_than_styles_still_draw() -> None:
 
 def test_the_backends_of_this_repository_have_a_colour_each() -> None:
     found = styles(entries())
+    assert len({style.colour for style in found.values()}) == len(found)
+
+
+def test_the_approximations_and_what_they_are_compared_with_have_a_colour_each() -> None:
+    exact = ("standard", "sdpa-flash", "sdpa-cudnn", "flex", "flash-triton", "flash-cuda")
+    found = styles([*exact, *(name + APPROXIMATE for name in entries(approximate=True))])
     assert len({style.colour for style in found.values()}) == len(found)
