@@ -16,6 +16,7 @@ from attnbench.harness.cli.findings import findings
 from attnbench.harness.cli.gate import gate, gate_power
 from attnbench.harness.cli.history import history
 from attnbench.harness.cli.io import io
+from attnbench.harness.cli.limits import limits
 from attnbench.harness.cli.matrix import matrix
 from attnbench.harness.cli.mutants import mutants
 from attnbench.harness.cli.publish import publish
@@ -88,3 +89,4 @@ app.command("tune")(tune)
 app.command("ceilings")(ceilings)
 app.command("io")(io)
 app.command("findings")(findings)
+app.command("limits")(limits)

@@ -151,7 +151,7 @@ def _against_length(
                 _line(axes, own, beside[lane], metric, style[impl])
             _reference(axes, here, metric)
             axes.set_title(_panel_title(f"{row}, {column}"))
-    _scale_lengths(panels[0][0], sorted(cells["x"].unique()))
+    scale_lengths(panels[0][0], sorted(cells["x"].unique()))
     _scale_figures(panels[0][0].yaxis, metric)
     figure.supxlabel(layout.x_title, fontsize=9.5)
     figure.supylabel(metric.label, fontsize=9.5)
@@ -246,7 +246,7 @@ def _spread(own: pd.DataFrame, metric: Metric) -> Any:
     ]
 
 
-def _scale_lengths(axes: Axes, lengths: list[int]) -> None:
+def scale_lengths(axes: Axes, lengths: list[int]) -> None:
     """A log2 axis whose ticks are the measured lengths, thinned evenly when they would run into one another."""
     step = math.ceil(len(lengths) / 9)
     axes.set_xscale("log", base=2)

@@ -44,7 +44,7 @@ def roofline(cells: pd.DataFrame, impls: list[str], style: dict[str, Style]) -> 
                 own["intensity"], own["tflops"], style[impl].marker, color=style[impl].colour,
                 markersize=0.8 * style[impl].size, markeredgecolor="white", markeredgewidth=0.3, alpha=0.9,
             )  # fmt: skip
-        _roofs(axes, here, cells)
+        draw_roofs(axes, here, cells)
         lengths = sorted(here["seqlen_k"].unique())
         axes.set_title(f"head_dim {size}, {length_text(lengths[0])} to {length_text(lengths[-1])}")
         axes.set_xlabel("FLOP per byte that must move")
@@ -63,7 +63,7 @@ def roofline(cells: pd.DataFrame, impls: list[str], style: dict[str, Style]) -> 
     return figure
 
 
-def _roofs(axes: Axes, here: pd.DataFrame, cells: pd.DataFrame) -> None:
+def draw_roofs(axes: Axes, here: pd.DataFrame, cells: pd.DataFrame) -> None:
     gemm, copy = here["gemm_tflops"].median(), here["copy_gbs"].median() / 1e3
     ridge = gemm / copy
     low, high = min(cells["intensity"].min(), ridge) / 2, max(cells["intensity"].max(), ridge) * 1.5
