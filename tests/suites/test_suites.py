@@ -17,8 +17,19 @@ def lengths(suite: Suite) -> set[int]:
     return {max(case.problem.seqlen_q, case.problem.seqlen_k) for case in suite.cases}
 
 
-def test_the_nine_suites_are_there() -> None:
-    names = ["block-sparse", "decode", "dropout", "fa1-paper", "gqa", "long-seq", "memory", "paper", "smoke"]
+def test_the_ten_suites_are_there() -> None:
+    names = [
+        "block-sparse",
+        "decode",
+        "dropout",
+        "energy",
+        "fa1-paper",
+        "gqa",
+        "long-seq",
+        "memory",
+        "paper",
+        "smoke",
+    ]
     assert suite_names() == names
 
 
