@@ -8,6 +8,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.examination import Examination
@@ -45,8 +47,14 @@ def examine_all(
     deadline = time.monotonic() + budget_s
     most = jobs if examination.device == "cpu" else max(1, jobs // 2)  # a core each, as ``jobs_for`` has it
     asked = {impl: [case for case in cases if (impl, case.id) not in found] for impl in impls}
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
+    over = threading.Event()
+    with ThreadPoolExecutor(max(1, jobs) + 1) as pool:
         try:
+            # The referee is one process: while the workers start, it has nothing else to do.
+            ahead = sharing({case.id: case for own in asked.values() for case in own}.values())
+            answers = pool.submit(
+                examination.answer_ahead, ahead, lambda: over.is_set() or time.monotonic() >= deadline
+            )
             abouts = {impl: pool.submit(examination.about, impl) for impl in impls if asked[impl]}
             wait_for_all(abouts.values())
             hands = [
@@ -55,6 +63,8 @@ def examine_all(
             ]
             rounds = _Round(examination, tell, deadline, Posts(hands, most))
             wait_for_all([pool.submit(rounds.work) for _ in range(max(1, jobs))])
+            over.set()
+            wait_for_all([answers])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examination.kill()
@@ -74,8 +84,9 @@ class Hand:
 
     Dealt problem by problem: the cases of one share what was compiled for it, those of one question an oracle. large:
     cases that want the device to themselves. left: how many others nobody has taken. compilers: how many of its workers
-    may compile side by side from the start; 1 where compiling takes no time, or is not shared. workers: how many it was
-    given; they stay until nothing is left to take.
+    may compile side by side from the start; 1 where compiling takes no time, or is not shared. ahead: whether its first
+    worker is put to the large cases at once, since they compile too, and the rest is others'. workers: how many it was
+    given for the rest; they stay until nothing is left to take.
     """
 
     def __init__(self, impl: str, cases: Iterable[Case], compilers: int = 1) -> None:
@@ -95,6 +106,7 @@ class Hand:
                 self._waiting.setdefault(kind_of(case), {}).setdefault(case.problem.group_key, []).append(
                     case
                 )
+        self.ahead = compilers > 1 and bool(self.large)
 
     def take(self, own: Collection[Kind], elsewhere: Collection[Kind]) -> tuple[Kind, list[Case]] | None:
         """The cases of the next problem, for a worker that has compiled for the kinds ``own``; None when none is left.
@@ -137,6 +149,9 @@ class Posts:
     Slow compilers come first, each with as many as compile side by side, then the others, with one. From then on who is
     free goes where most is left for each worker: so a compiler that has no cache to share, and did not say that it is
     slow, has help once it shows.
+
+    Large cases are one worker's at a time, of all together. Until it is their turn, first workers wait without anybody
+    who waits with them: on an H200 a dozen threads stood in line for three minutes, in the place of workers.
     """
 
     def __init__(self, hands: Sequence[Hand], most: int) -> None:
@@ -144,12 +159,29 @@ class Posts:
         self._most = most
         slowest_first = sorted(hands, key=lambda hand: -hand.compilers)
         self._begin = deque(hand for hand in slowest_first for _ in range(min(hand.compilers, most)))
+        self._large = deque(hand for hand in slowest_first if hand.ahead)
+        self._large_asked = False
+
+    def next_large(self) -> Hand | None:
+        """Whose large cases are next; None where there are none now. ``large_done`` once they are asked."""
+        if self._large_asked or not self._large:
+            return None
+        self._large_asked = True
+        return self._large.popleft()
+
+    def large_done(self) -> None:
+        """The device is free for those of the next one."""
+        self._large_asked = False
+
+    def wait_large(self, hand: Hand) -> None:
+        """The hand's first worker has nothing else to do than its large cases."""
+        self._large.append(hand)
 
     def next(self) -> tuple[Hand, int] | None:
         """A hand and which of its workers to be; None where nobody wants one more now."""
         while self._begin:
             hand = self._begin.popleft()
-            if hand.left or (hand.large and not hand.workers):
+            if hand.left or (hand.large and not hand.workers and not hand.ahead):
                 return self._filled(hand)
         wanting = [h for h in self._hands if h.left and h.workers < self._most and h.wants_help]
         longest = max(wanting, key=lambda hand: hand.left_s / max(hand.workers, 1), default=None)
@@ -158,12 +190,12 @@ class Posts:
     @property
     def over(self) -> bool:
         """Whether nobody will want anybody any more."""
-        return not self._begin and not any(hand.left for hand in self._hands)
+        return not self._begin and not self._large and not any(hand.left for hand in self._hands)
 
     @staticmethod
     def _filled(hand: Hand) -> tuple[Hand, int]:
         hand.workers += 1
-        return hand, hand.workers - 1
+        return hand, hand.workers - 1 + hand.ahead
 
 
 class _Round:
@@ -176,7 +208,6 @@ class _Round:
         self._posts = posts
         self._dealing = threading.Lock()
         self._telling = threading.Lock()
-        self._room = threading.Lock()
         self._at: Counter[Kind] = Counter()
         self._again: list[tuple[str, Case]] = []
 
@@ -184,8 +215,12 @@ class _Round:
         """One thread: takes posts for as long as there may be one."""
         while time.monotonic() < self._deadline and not self._examination.ended:
             with self._dealing:
-                post, over = self._posts.next(), self._posts.over
-            if post:
+                large = self._posts.next_large()
+                post = None if large else self._posts.next()
+                over = self._posts.over
+            if large:
+                self._ask_large(large)
+            elif post:
                 self._fill(*post)
             elif over:
                 return
@@ -193,13 +228,7 @@ class _Round:
                 time.sleep(LOOK_EVERY_S)
 
     def _fill(self, hand: Hand, part: int) -> None:
-        """Asks one worker what is left of a hand, then ends the worker.
-
-        An implementation's first one has its large cases: ahead of the rest where it compiles, which leaves the device
-        to others meanwhile.
-        """
-        if part == 0 and hand.compilers > 1:
-            self._ask_large(hand)
+        """Asks one worker what is left of a hand, then ends it, or leaves it to the hand's large cases."""
         own: set[Kind] = set()
         while taken := self._take(hand, own):
             kind, cases = taken
@@ -211,9 +240,11 @@ class _Round:
                     hand.took(time.monotonic() - begin)
             with self._dealing:
                 self._at -= Counter([kind])
-        if part == 0:
-            self._ask_large(hand)
-        self._examination.close(hand.impl, part)
+        if part == 0 and hand.large:
+            with self._dealing:
+                self._posts.wait_large(hand)
+        else:
+            self._examination.close(hand.impl, part)
 
     def _take(self, hand: Hand, own: Collection[Kind]) -> tuple[Kind, list[Case]] | None:
         with self._dealing:
@@ -222,15 +253,19 @@ class _Round:
             return taken
 
     def _ask_large(self, hand: Hand) -> None:
-        """One large case at a time, of all implementations together."""
+        """Asks a hand's first worker its large cases, then ends it, unless it is to be asked some of them again."""
         while hand.large:
-            with self._room:
-                self._ask(hand.impl, hand.large.popleft(), 0, SHARE_BESIDE_OTHERS)
+            self._ask(hand.impl, hand.large.popleft(), 0, SHARE_BESIDE_OTHERS)
+        if all(impl != hand.impl for impl, _ in self._again):
+            self._examination.close(hand.impl)
+        with self._dealing:
+            self._posts.large_done()
 
     def ask_again(self) -> None:
         """Puts what ran out of memory beside others to its implementation alone."""
-        for impl, case in self._again:
-            self._ask(impl, case, 0)
+        for impl, pairs in groupby(self._again, key=itemgetter(0)):
+            for _, case in pairs:
+                self._ask(impl, case, 0)
             self._examination.close(impl)
 
     def _ask(self, impl: str, case: Case, part: int, memory_share: float = 1.0) -> None:

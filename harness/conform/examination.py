@@ -12,8 +12,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +35,8 @@ ARBITER = "attnbench.harness.conform.referee:Referee"
 TIME_LIMIT_S = 120.0
 LEAST_S = 1e-3
 """A time limit in the place of none left, which would be no limit."""
+YIELD_S = 1e-3
+"""For a lock to go to who waits for it, and not to who had it."""
 
 
 class OracleFailed(Exception):
@@ -143,6 +145,16 @@ class Examination:
         if not fresh["ok"] and fresh["reason"] == reply["reason"]:
             return fresh
         return fresh | {"facts": fresh.get("facts", {}) | {UPSET: f"{reply['status']}: {reply['reason']}"}}
+
+    def answer_ahead(self, cases: Iterable[Case], over: Callable[[], bool]) -> None:
+        """Has the referee answer what the cases ask, in their order, before a worker waits for it; until ``over``."""
+        for case in cases:
+            if over() or self.ended:
+                return
+            if CHECKS[case.check].oracle:
+                with suppress(OracleFailed):  # told to who asks
+                    self._answer(case)
+                time.sleep(YIELD_S)
 
     def _answer(self, case: Case) -> str:
         """File of the right answer, made by the referee when first asked for; empty where there is none to be had."""

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -43,12 +43,16 @@ class Examined:
         self.compilers = compilers or {}
         self.asked: list[tuple[str, int, Case, float, float]] = []
         self.closed: list[tuple[str, int]] = []
+        self.ahead: list[Case] = []
         self.at_once, self.most_at_once = 0, 0
         self.ended = False
         self.lock = threading.Lock()
 
     def about(self, impl: str) -> dict[str, Any]:
         return {"compile_processes": self.compilers.get(impl, 1)}
+
+    def answer_ahead(self, cases: Iterable[Case], over: Callable[[], bool]) -> None:
+        self.ahead = list(cases)
 
     def examine(
         self, impl: str, case: Case, part: int = 0, *, limit_s: float, memory_share: float
@@ -97,6 +101,7 @@ def test_what_was_found_is_not_asked_and_who_has_nothing_left_is_not_started() -
     told = deal(examined, ["done", "half"], CASES, found=found)
     assert {finding.pair for finding in told} == {("half", case.id) for case in CASES[5:]}
     assert {impl for impl, *_ in examined.asked} == {"half"}
+    assert examined.ahead == CASES[5:]  # nor is its right answer wanted
 
 
 def answered(hand: Hand, cases: int, seconds: float) -> Hand:
@@ -226,6 +231,22 @@ def test_a_slow_compilers_large_cases_come_before_its_others_and_anybody_elses_b
     assert of == {"slow": [True] + [False] * 12, "quick": [False] * 12 + [True]}
 
 
+@pytest.mark.parametrize("compilers", [{}, {"c": 2}], ids=["behind", "ahead"])
+def test_who_waits_for_the_device_takes_no_thread_from_the_rest(compilers: dict[str, int]) -> None:
+    """Two threads, and a large case that ends once all others are asked, of whichever implementation."""
+    small, large = threading.Semaphore(0), itertools.count()
+
+    def answer(impl: str, case: Case, share: float) -> Verdict:
+        if not case.alone:
+            small.release()
+        elif next(large) == 0:
+            return Verdict.PASS if all(small.acquire(timeout=5) for _ in range(36)) else Verdict.TIMEOUT
+        return Verdict.PASS
+
+    told = deal(Examined(answer, compilers), ["a", "b", "c"], [*CASES, LARGE], jobs=2)
+    assert [finding.verdict for finding in told] == ["PASS"] * 39
+
+
 def test_large_cases_are_asked_one_at_a_time_and_leave_memory_to_others() -> None:
     examined = Examined(lambda *_: time.sleep(0.005) or Verdict.PASS)  # type: ignore[func-returns-value]
     deal(examined, [f"impl-{n}" for n in range(6)], [LARGE, CASES[0]], jobs=6)
@@ -249,6 +270,10 @@ def test_a_large_case_that_runs_out_of_memory_beside_others_is_asked_again_alone
     }
     assert len(told) == 26
     assert [case.alone for _, _, case, *_ in examined.asked[-2:]] == [True, True]
+    assert sorted(examined.closed) == [
+        ("fits-alone", 0),
+        ("too-large", 0),
+    ]  # at its end: a start costs more than a case
 
 
 def test_what_no_budget_is_left_for_has_no_finding() -> None:

@@ -21,12 +21,14 @@ from typer.testing import CliRunner
 from attnbench.harness.cli.app import app
 from attnbench.harness.conform import pytest_plugin, records
 from attnbench.harness.conform.candidate import Candidate
+from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.dealing import examine_all
-from attnbench.harness.conform.examination import Examination
+from attnbench.harness.conform.examination import Examination, OracleFailed
 from attnbench.harness.conform.reproduce import SHOWS_IT, run_script
 from attnbench.harness.conform.second_opinion import ENOUGH
 from attnbench.harness.conform.suite import select
 from attnbench.harness.conform.verdict import NOT_ASKED, UPSET, Finding, Verdict
+from attnbench.harness.problem import Problem
 from attnbench.harness.run.errors import Exit
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -97,6 +99,29 @@ def examined(suite: str) -> tuple[Findings, int]:
 @pytest.fixture(scope="module")
 def found(examined: tuple[Findings, int]) -> Findings:
     return examined[0]
+
+
+def test_the_referee_answers_ahead_what_is_asked_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [
+        Case(Problem(1, 1, length, 8, dtype="fp32"), "c", "w", suite="s", check=check)
+        for length in (1, 2, 3, 4)
+        for check in ("agrees", "own_results", "double_backward")
+    ]
+    solved: list[str] = []
+
+    def solve(_: Examination, case: Case) -> OracleFailed | str:
+        solved.append(case.question)
+        return OracleFailed("planted") if case.problem.seqlen_q == 2 else "a file"
+
+    monkeypatch.setattr(Examination, "_solve", solve)
+    examination = Examination("cpu", asked)
+    examination.answer_ahead([case for case in asked if case.check == "double_backward"], lambda: False)
+    assert not solved, "a check that needs no right answer asked for one"
+    examination.answer_ahead(asked, lambda: len(solved) == 3)
+    assert solved == list(dict.fromkeys(case.question for case in asked))[:3]
+    examination.ended = True
+    examination.answer_ahead(asked, lambda: False)
+    assert len(solved) == 3
 
 
 def test_a_right_one_passes_everything(found: Findings) -> None:
