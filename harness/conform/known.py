@@ -1,6 +1,6 @@
 """Failures that are known: named in a file with the reason and where they are told of; counted apart, never hidden.
 
-A TOML file of tables, each one fault of one implementation::
+A TOML file of tables, each one fault::
 
     [[known]]
     impl = "sdpa-flash"
@@ -8,6 +8,8 @@ A TOML file of tables, each one fault of one implementation::
     says = "is nan"                    part of the reason: anything else that goes wrong there is a new failure
     why = "a negative scale turns the running maximum into a minimum"
     issue = "pytorch#105202"           where it is told, or a link
+
+``impl`` and ``case`` may be lists, for one fault that several share: it is that of each implementation at each case.
 
 A finding stays what it is in the records. What is no longer seen is told too, so that a mended fault leaves the file.
 """
@@ -18,15 +20,19 @@ import dataclasses
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from attnbench.harness.conform.verdict import Finding
 from attnbench.harness.run.errors import RunError
 
+SHARED = ("impl", "case")
+"""Fields that may be lists."""
+
 
 @dataclass(frozen=True)
 class Known:
-    """One fault; what each field says is told above."""
+    """One fault of one implementation at one case; what each field says is told above."""
 
     impl: str
     case: str
@@ -52,17 +58,22 @@ def read_known(file: Path) -> list[Known]:
         raise RunError(f"cannot read known failures of {file}: {error}") from None
     if not isinstance(tables, list) or not tables:
         raise RunError(f"{file} has no [[known]]")
-    return [_known(table, f"{file}: known failure {number}") for number, table in enumerate(tables, 1)]
+    numbered = enumerate(tables, 1)
+    return [fault for number, table in numbered for fault in _known(table, f"{file}: known failure {number}")]
 
 
-def _known(table: Mapping[str, object], where: str) -> Known:
+def _known(table: Mapping[str, object], where: str) -> list[Known]:
     wanted = [f.name for f in dataclasses.fields(Known)]
+    words: dict[str, list[str]] = {}
     for name in dict.fromkeys([*wanted, *table]):
         if name not in wanted:
             raise RunError(f"{where}: unknown key {name!r} (known: {', '.join(wanted)})")
-        if not isinstance(table.get(name), str) or not table[name]:
+        value = table.get(name)
+        listed = value if isinstance(value, list) and name in SHARED else [value]
+        words[name] = [word for word in listed if isinstance(word, str) and word]
+        if not listed or len(words[name]) < len(listed):
             raise RunError(f"{where}: {name} is missing, empty or no text")
-    return Known(**{name: str(value) for name, value in table.items()})
+    return [Known(**dict(zip(words, chosen, strict=True))) for chosen in product(*words.values())]
 
 
 def is_new(finding: Finding, known: Collection[Known]) -> bool:

@@ -62,6 +62,16 @@ def test_a_file_is_read_in_order(tmp_path: Path) -> None:
     assert read_known(tmp_path / "known.toml")[0] == FAULT
 
 
+def test_one_that_several_share_is_each_ones(tmp_path: Path) -> None:
+    shared = TEXT.replace('impl = "a"', 'impl = ["a", "b"]').replace(
+        f'case = "{FAULT.case}"', 'case = ["s/c[", "s/d["]'
+    )
+    (tmp_path / "known.toml").write_text(shared)
+    found = read_known(tmp_path / "known.toml")
+    assert [(fault.impl, fault.case) for fault in found] == [(i, c) for i in "ab" for c in ("s/c[", "s/d[")]
+    assert {(fault.says, fault.why, fault.issue) for fault in found} == {(FAULT.says, FAULT.why, FAULT.issue)}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -74,6 +84,8 @@ def test_a_file_is_read_in_order(tmp_path: Path) -> None:
             "known failure 1: unknown key 'reason' (known: impl, case, says, why, issue)",
         ),
         (TEXT + TEXT.replace('"is nan"', '""'), "known failure 2: says is missing, empty or no text"),
+        (TEXT.replace('"is nan"', '["is nan"]'), "known failure 1: says is missing, empty or no text"),
+        (TEXT.replace('"a"', "[]"), "known failure 1: impl is missing, empty or no text"),
     ],
 )
 def test_a_slip_in_it_is_told_in_a_line(text: str, said: str, tmp_path: Path) -> None:
