@@ -8,7 +8,7 @@ from attnbench.harness.conform.families import families
 from attnbench.harness.conform.known import Known, explained, is_new, no_longer_seen
 from attnbench.harness.conform.matrix import Total, totals
 from attnbench.harness.conform.records import Recorded
-from attnbench.harness.conform.verdict import FAILURES, NOT_EXAMINED, UPSET, Verdict
+from attnbench.harness.conform.verdict import FAILURES, NOT_EXAMINED, UPSET, Verdict, masked
 
 COLUMNS = (Verdict.PASS, *FAILURES, Verdict.OOM, Verdict.REFUSED, Verdict.UNAVAILABLE, NOT_EXAMINED)
 MOST_REASON = 160
@@ -20,8 +20,11 @@ def summary(run: Recorded, known: Collection[Known] = ()) -> Iterator[str]:
     yield from _aligned(verdict_rows(found))
     yield from _absent(run, [total.impl for total in found if not total.there])
     for impl in run.impls:
-        if upset := sum(f.impl == impl and UPSET in f.facts for f in run.findings):
-            yield f"{impl}: {upset} errors of processes that an earlier case had upset were not those of fresh ones"
+        if upset := [str(f.facts[UPSET]) for f in run.findings if f.impl == impl and UPSET in f.facts]:
+            # Told, for what stays from one call to the next may be the implementation's own.
+            said = "; ".join({masked(line): line[:MOST_REASON] for line in upset}.values())
+            told = "errors of processes that an earlier case had upset were not those of fresh ones"
+            yield f"{impl}: {len(upset)} {told}: {said}"
     for fault, seen in explained(run.findings, known).items():
         if seen:
             yield f"known, and not among the failures: {len(seen)} of {fault}"

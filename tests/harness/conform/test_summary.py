@@ -84,4 +84,5 @@ def test_what_is_known_is_told_apart_and_leaves_the_bound() -> None:
 
 def test_errors_that_fresh_processes_did_not_make_are_counted() -> None:
     lines = list(summary(run(("a", "PP", ""), facts={UPSET: "ERROR: left over"})))
-    assert lines[2] == "a: 2 errors of processes that an earlier case had upset were not those of fresh ones"
+    told = "a: 2 errors of processes that an earlier case had upset were not those of fresh ones: ERROR: left over"
+    assert lines[2] == told
