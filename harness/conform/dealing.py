@@ -64,7 +64,7 @@ def examine_all(
             rounds = _Round(examination, tell, deadline, Posts(hands, most))
             wait_for_all([pool.submit(rounds.work) for _ in range(max(1, jobs))])
             over.set()
-            wait_for_all([answers])
+            wait_for_all([answers, *(pool.submit(examination.about, impl) for impl in rounds.left_over)])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examination.kill()
@@ -253,13 +253,17 @@ class _Round:
             return taken
 
     def _ask_large(self, hand: Hand) -> None:
-        """Asks a hand's first worker its large cases, then ends it, unless it is to be asked some of them again."""
+        """Asks a hand's first worker its large cases, then ends it: one that ran out of memory may hold much of it."""
         while hand.large:
             self._ask(hand.impl, hand.large.popleft(), 0, SHARE_BESIDE_OTHERS)
-        if all(impl != hand.impl for impl, _ in self._again):
-            self._examination.close(hand.impl)
+        self._examination.close(hand.impl)
         with self._dealing:
             self._posts.large_done()
+
+    @property
+    def left_over(self) -> list[str]:
+        """Whom ``ask_again`` asks."""
+        return list(dict.fromkeys(impl for impl, _ in self._again))
 
     def ask_again(self) -> None:
         """Puts what ran out of memory beside others to its implementation alone."""
