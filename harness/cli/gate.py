@@ -38,8 +38,8 @@ DEFECT = 70  # as sysexits.h has it
 REF = "A recorded run, an installed path, a virtual environment, a source tree, a wheel, or a git revision of --repo."
 
 
-# A shared CPU has few quiet rounds: lower deciles of 20 rounds lay 0.72% apart, of 36 0.52%, of 48 0.48%.
-ROUNDS = {"cuda": 16, "cpu": 48}
+# A shared CPU has few quiet rounds, and neighbours that stay for dozens: docs/gate.md says what rounds buy there.
+ROUNDS = {"cuda": 16, "cpu": 96}
 
 
 def gate(
@@ -67,7 +67,7 @@ def gate(
     looks: Annotated[int, _measure(help="Times that UNSURE cells are measured.", min=1)] = 3,
     pairs: Annotated[int, _measure(help="Fresh process pairs a look.", min=2)] = 5,
     rounds: Annotated[
-        int | None, _measure(help="Rounds a pair, half in each order (default 16, on a CPU 48).", min=2)
+        int | None, _measure(help="Rounds a pair, half in each order (default 16, on a CPU 96).", min=2)
     ] = None,
     samples: Annotated[int, _measure(help="Samples a round.", min=1)] = 5,
     budget: Annotated[float, _measure(help="Seconds after which no look begins.", min=1.0)] = 600.0,
