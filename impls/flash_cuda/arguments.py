@@ -31,15 +31,15 @@ NO_LISTS = (0,) * 5
 NO_ADDRESSES = (0,) * 4
 """Their addresses."""
 
-ROW_FIELDS = struct.Struct("<9Q6q5i4x")
+ROW_FIELDS = struct.Struct("<9Q6q5i4x4Q5i4xQ4i")
 """backward::RowParams: out, d_out, lse, d_lse, lse_log2, delta, dq, dq_count, ticket, strides of d_out and d_lse,
-sizes."""
+sizes; and of backward::OrderParams lists, order, tiles, planes, kv_heads, group."""
 
-BACKWARD_FIELDS = struct.Struct("<6Q4Q5i4x5i5i3i3fii16x")
-"""backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, lists, band, work, kv_heads,
-group, row_blocks, scale, scale_log2, keep_scale, threshold, keep_rows."""
+BACKWARD_FIELDS = struct.Struct("<7Q4Q5i4x5i5i3i3fii8x")
+"""backward::Params after q, d_out, k, v, dk, dv: lse, delta, dq, rng, ticket, turns, order, lists, band, work,
+kv_heads, group, row_blocks, scale, scale_log2, keep_scale, threshold, keep_rows."""
 
-BACKWARD_ADDRESSES = struct.Struct("<10Q")
+BACKWARD_ADDRESSES = struct.Struct("<11Q")
 """Those that BACKWARD_FIELDS begins with."""
 
 FINISH_FIELDS = struct.Struct("<Q3if40x")

@@ -64,6 +64,10 @@ class BackwardPlan:
     """Of 64 x 64 in the sums of dQ."""
     turns: int
     """Counters behind those: one for each of them, whose tiles add in turn."""
+    order: int
+    """Numbers behind those: the tiles of keys of every plane, where they follow lists."""
+    order_sizes: tuple[int, ...]
+    """Of backward::OrderParams, the sizes of the lists, and all that follows the address."""
     maps: TensorMaps
     """Of q, d_out, k, v, dk, dv."""
     dq: TensorMap
@@ -92,8 +96,9 @@ class BackwardPlan:
             *(head_map(x, dtype, ROWS) for x in (k, v, dk, dv)),
         )  # fmt: skip
         blocks = batch * heads * row_blocks * config.units
+        listed = NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1])
         numbers = BACKWARD_FIELDS.pack(
-            *(0,) * 10, *(NO_LISTS if lists is None else list_sizes(lists, options.mask_block[::-1])), seqlen_q,
+            *(0,) * 11, *listed, seqlen_q,
             seqlen_k, band.shift, band.left or 0, band.right or 0, tiles, planes, wave, tiles * planes, clusters,
             kv_heads, heads // kv_heads, row_blocks, options.scale, options.scale * LOG2E,
             1 / (1 - dropout_effective_p(options.dropout_p)), dropout_threshold(options.dropout_p),
@@ -104,7 +109,8 @@ class BackwardPlan:
             load(config.source, config.MAIN, device), load(config.source, config.FINISH, device, shared=0),
             clusters * config.cluster, config.PREPARE_BLOCKS * multiprocessors(device), shape, results,
             contiguous((2, batch * heads, row_blocks * config.rows)), blocks,
-            ceil_div(blocks, 4) * 4 if config.deterministic else 0, TensorMaps(maps), grouped_map(dq, dtype, kv_heads),
+            ceil_div(blocks, 4) * 4 if config.deterministic else 0, tiles * planes if config.lists else 0,
+            (*listed, tiles, planes, kv_heads, heads // kv_heads), TensorMaps(maps), grouped_map(dq, dtype, kv_heads),
             numbers[BACKWARD_ADDRESSES.size :], (kv_heads, heads // kv_heads, row_blocks, options.scale),
         )  # fmt: skip
 
@@ -122,10 +128,12 @@ class BackwardPlan:
         dq, dk, dv = [x.new_empty_strided(*layout) for x, layout in zip((q, k, v), self.results, strict=True)]
         device, shape, config = q.get_device(), self.shape, self.config
         count = self.blocks * ROWS * ROWS
-        sums = lse.new_empty_strided((count + self.turns,), (1,))  # zeroed as one
+        sums = lse.new_empty_strided((count + self.turns + self.order,), (1,))  # all but the order zeroed
         statistics = lse.new_empty_strided(*self.statistics)
         lse_log2, summed = statistics.data_ptr(), sums.data_ptr()
         delta = lse_log2 + statistics.nbytes // 2
+        order = summed + 4 * (count + self.turns) if self.order else 0
+        listed = [x.data_ptr() for x in lists] or NO_ADDRESSES
         with on_device(device):
             stream = stream_of(device)
             counter = ticket(device, stream)
@@ -133,14 +141,14 @@ class BackwardPlan:
                 out.data_ptr(), d_out_at, lse.data_ptr(), 0 if d_lse is None else d_lse.data_ptr(), lse_log2,
                 delta, summed, (count + self.turns) // 4, counter, *d_out.stride()[:3],
                 *((0, 0, 0) if d_lse is None else d_lse.stride()), shape.batch, shape.heads, shape.seqlen_q,
-                self.statistics[0][2], shape.head_dim_v,
+                self.statistics[0][2], shape.head_dim_v, *listed, *self.order_sizes[:5], order, *self.order_sizes[5:],
             )  # fmt: skip
             self.prepare.launch(self.prepare_grid, config.PREPARE_THREADS, row_params, stream, shared=0)
             params = b"".join((
                 self.maps.at(q_at, d_out_at, k_at, v_at, dk.data_ptr(), dv.data_ptr()),
                 BACKWARD_ADDRESSES.pack(
                     lse_log2, delta, summed, 0 if rng is None else rng.data_ptr(), counter,
-                    summed + 4 * count if self.turns else 0, *([x.data_ptr() for x in lists] or NO_ADDRESSES),
+                    summed + 4 * count if self.turns else 0, order, *listed,
                 ),
                 self.numbers,
             ))  # fmt: skip

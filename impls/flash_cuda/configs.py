@@ -308,6 +308,7 @@ class BackwardKernel:
         sizes = [self.dtype, self.dim, self.dim_v, self.keys, self.rows, self.cluster]
         words = ", ".join(map(str, [*sizes, *flags]))
         cluster = f"__cluster_dims__({self.cluster}, 1, 1) " if self.cluster > 1 else ""
+        order = f"    backward::order_tiles<{self.keys}>(params.order);\n" if self.lists else ""
         return (
             '#include "backward/kernel.cuh"\n'
             '#include "backward/rows.cuh"\n'
@@ -315,7 +316,7 @@ class BackwardKernel:
             'extern "C" __global__ void __launch_bounds__(backward::PREPARE_THREADS,'
             f" {self.PREPARE_BLOCKS})\n"
             f"{self.PREPARE}(const __grid_constant__ backward::RowParams params) {{\n"
-            f"    backward::prepare<{self.dtype}, {self.lanes}>(params);\n"
+            f"{order}    backward::prepare<{self.dtype}, {self.lanes}>(params);\n"
             "}\n"
             f'extern "C" __global__ void {cluster}__launch_bounds__(backward::THREADS, 1)\n'
             f"{self.MAIN}(const __grid_constant__ backward::Params params) {{\n"
@@ -329,15 +330,16 @@ class BackwardKernel:
 
 
 def key_planes_per_wave(shape: Shape) -> int:
-    """How many (batch, key head) planes the backward works on at once. Without a band one, but by lists as in the
-    forward: when they went one at a time, lists lost 4 to 5% (NOTES.md, with what else had changed).
+    """How many (batch, key head) planes the backward works on at once. Without a band one: neighbours then read the
+    same rows, by lists too. Four heads of 16k rows at a time, as many as fit their K and V, moved 4.8 GB through DRAM
+    at hd128 and density 0.25 of 0.66 that had to (Nsight Compute; FlashAttention-4, a head at a time, 0.66).
 
     Under a band as many as fit in L2 what each tile of keys reads again, Q and dO, and adds to, the sums of dQ. With
     as many as fit their K and V, twice as many, a causal backward of 8k rows moved 1.1 GB through DRAM at hd128 and
     1.6 GB at hd64, of 0.66 GB that had to (Nsight Compute).
     """
     if not (shape.has_left or shape.has_right):
-        return max(1, planes_per_wave(shape) // shape.group)
+        return 1
     row_bytes = 2 * (shape.head_dim + shape.head_dim_v) + 4 * shape.head_dim
     in_cache = L2_WORKING_SET // max(1, shape.group * shape.seqlen_q * row_bytes)
     return max(1, min(shape.batch * shape.kv_heads, in_cache))

@@ -113,8 +113,7 @@ def test_the_backward_walks_128_rows_a_step_where_they_fit(dim, more, rows):
         (shape(1, 16, 16, 65536, 65536), 1),
         # Without a band neighbours read the same rows.
         (shape(16, 16, 16, 1024, 1024, right=False), 1),
-        # By lists as many as fit their K and V, as in the forward.
-        (shape(16, 16, 4, 1024, 1024, right=False, mask_block=(128, 128)), 64),
+        (shape(16, 16, 4, 1024, 1024, right=False, mask_block=(128, 128)), 1),
     ],
 )
 def test_rows_of_a_wave_of_the_backward_fit_in_cache(problem, planes):

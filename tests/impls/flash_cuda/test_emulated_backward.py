@@ -3,11 +3,14 @@
 Of each form some problem gives every block three tiles or more: what passes from a tile to the next is judged too.
 """
 
+import ctypes
+
 import pytest
 import torch
 
 from attnbench.impls.flash_api import BlockMask, call, dropout_effective_p, dropout_keep_mask
 from attnbench.impls.flash_cuda import flash_attention
+from attnbench.impls.flash_cuda.arguments import ROW_FIELDS
 
 pytestmark = pytest.mark.emulated
 
@@ -146,6 +149,27 @@ def test_block_lists(make, judge, seqlens, size, lead, head_dim, band, dropout_p
     mask = BlockMask.from_dense(visited, size, full=full)
     window = (band.get("left"), band.get("right"))
     assert judge(problem, block_mask=mask, dropout_p=dropout_p, window=window) == []
+
+
+def test_tiles_that_visit_the_most_blocks_go_first(make, judge, emulate, monkeypatch):
+    found = []
+
+    class Watched(emulate.EmulatedKernel):
+        def launch(self, grid, threads, params, *more, **options):
+            super().launch(grid, threads, params, *more, **options)
+            if self.name.endswith("prepare"):
+                *_, order, tiles, planes, _, _ = ROW_FIELDS.unpack(params)
+                found.extend((ctypes.c_int32 * (tiles * planes)).from_address(order))
+
+    monkeypatch.setattr(emulate, "EmulatedKernel", Watched)
+    visited = torch.rand(2, 4, 3, 5) < 0.5
+    problem = make(300, 600, 4, 2, 128, batch=2, dtype=BF16, right=0)
+    problem.visible = problem.visible & elements(visited, (128, 128), 300, 600)
+    mask = BlockMask.from_dense(visited)
+    assert judge(problem, block_mask=mask, window=(None, 0)) == []
+    lengths = visited.reshape(4, 2, 3, 5).sum((1, 2)).tolist()  # of the two heads of a group
+    wanted = [sorted(range(5), key=lambda tile: -plane[tile]) for plane in lengths]
+    assert found == [tile for plane in wanted for tile in plane]
 
 
 @pytest.fixture

@@ -206,16 +206,17 @@ def test_the_backward_is_told_the_problem(recorder, sizes, with_d_lse):
     assert told[8] == TICKET
     assert told[9:12] == d_out.stride()[:3]
     assert told[12:15] == ((0, 0, 0) if d_lse is None else d_lse.stride())
-    assert told[15:] == (batch, heads, seqlen_q, rows * row_blocks, head_dim_v)
+    assert told[15:20] == (batch, heads, seqlen_q, rows * row_blocks, head_dim_v)
+    assert told[20:30] == (0,) * 10
     fields = BACKWARD_FIELDS.unpack(main[3][6 * MAP_BYTES :])
     tiles = -(-seqlen_k // 128)
     assert fields[:6] == (*told[4:7], 0, TICKET, 0)
-    assert fields[6:15] == (0,) * 9
-    assert fields[15:20] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
-    assert fields[20:22] == (tiles, batch * kv_heads)
-    assert fields[23:25] == (tiles * batch * kv_heads, main[1])
-    assert fields[25:28] == (kv_heads, heads // kv_heads, row_blocks)
-    assert fields[30:] == (1.0, 256, True)
+    assert fields[6:16] == (0,) * 10
+    assert fields[16:21] == (seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0, 0)
+    assert fields[21:23] == (tiles, batch * kv_heads)
+    assert fields[24:26] == (tiles * batch * kv_heads, main[1])
+    assert fields[26:29] == (kv_heads, heads // kv_heads, row_blocks)
+    assert fields[31:] == (1.0, 256, True)
     for (found, address), x in zip(
         recorder.maps_of(main[3], 6), (q, d_out, k, v, grads[1], grads[2]), strict=True
     ):
@@ -234,12 +235,15 @@ def test_block_lists_by_key_reach_the_backward(recorder, lead, block, keys):
     asked = options(mask_block=block)
     out, lse = forward(q, k, v, None, lists[:4], asked)
     backward(torch.randn_like(out), None, q, k, v, out, lse, None, lists, asked)
-    _, grid, _, params = recorder.launches[-2]
-    fields = BACKWARD_FIELDS.unpack(params[6 * MAP_BYTES :])
-    assert fields[6:10] == tuple(x.data_ptr() for x in lists[4:])
+    (*_, rows_params), (_, grid, _, params) = recorder.launches[-3:-1]
+    told, fields = ROW_FIELDS.unpack(rows_params), BACKWARD_FIELDS.unpack(params[6 * MAP_BYTES :])
     shared = (lead[1] * columns if lead[0] > 1 else 0, columns if lead[1] > 1 else 0)
-    assert fields[10:15] == (*shared, rows, *block[::-1])
-    assert grid == -(-500 // keys) * 2 * 2
+    by_key = (*(x.data_ptr() for x in lists[4:]), *shared, rows, *block[::-1])
+    assert fields[7:16] == told[20:29] == by_key
+    tiles = -(-500 // keys)
+    assert grid == tiles * 2 * 2
+    assert told[30:] == (tiles, 2 * 2, 2, 2)
+    assert fields[6] == told[29] == told[6] + 16 * told[7], "behind what is zeroed"
 
 
 def test_a_deterministic_backward_has_a_counter_for_each_block_of_sums(recorder):
@@ -261,7 +265,7 @@ def test_what_dropout_keeps_is_scaled_by_the_rate_that_the_kernels_have(recorder
     backward(torch.randn_like(out), None, q, k, v, out, lse, rng, [], options(dropout_p=0.3))
     fields = BACKWARD_FIELDS.unpack(recorder.launches[-2][3][6 * MAP_BYTES :])
     assert fields[3] == rng.data_ptr()
-    assert fields[30:32] == (pytest.approx(256 / 179), 179)
+    assert fields[31:33] == (pytest.approx(256 / 179), 179)
 
 
 def test_tensors_that_the_copy_engine_cannot_address_are_copied(recorder):

@@ -1,6 +1,7 @@
 // The loading threads of a backward block: one draws tiles of keys and loads K and V, another loads Q and dO of the
 // rows that see them; by LISTS a third finds out which these are.
 #pragma once
+#include "backward/order.cuh"
 #include "backward/plan.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/sync.cuh"
@@ -13,7 +14,9 @@ template <class C>
 DEVICE Assignment assign(const Params& params, int index, int rank) {
     const attn::Place place = attn::place_of(params.work, index);
     const int batch = place.plane / params.kv_heads;
-    const int key = (C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile) * C::TILE_KEYS;
+    int tile = C::LAST_KEYS_FIRST ? place.tile : params.work.tiles - 1 - place.tile;
+    if constexpr (C::LISTS) tile = params.order[place.plane * params.work.tiles + tile];
+    const int key = tile * C::TILE_KEYS;
     attn::Range blocks = {0, 1};
     if constexpr (!C::LISTS) {
         const int last = attn::min(key + C::TILE_KEYS, params.band.keys) - 1;
@@ -55,8 +58,8 @@ DEVICE int agree(Plan& plan, int index, int rank, u32 parity) {
 }
 
 /// One thread: draw tiles, and load K and V once a tile. A tile is drawn while the one before it is worked on; under a
-/// band, which makes tiles differ in length, when the last rows of that one are on their way: drawn earlier it would stand
-/// behind more of it, while other blocks run out of work. Where tiles add in turn, when the block is free for it: all that
+/// band or by LISTS, which make tiles differ in length, when the last rows of that one are found: drawn earlier it would
+/// stand behind more of it, while other blocks run out of work. Where tiles add in turn, when the block is free for it: all that
 /// are drawn after it in its head wait for its turns.
 template <class C, class Plan>
 DEVICE void produce_keys(const Params& params, Plan& plan) {
@@ -173,11 +176,14 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
     }
 }
 
+/// Blocks that a tile has left to visit when the next one is drawn: four steps or more, as long as the draw takes, the
+/// tile's place in the order, and the first of its lists, one after the other.
+constexpr int DRAWN_LATE = 2;
+
 /// A third thread, by LISTS: walk those of every head of the group, and leave in a slot of Q, as soon as it is free,
 /// which block the second one is to load there.
 template <class C, class Plan>
 DEVICE void produce_visits(const Params& params, Plan& plan) {
-    tile::Cursor<2> tile_at;
     u32 announced = 0;
     const auto announce = [&](const Visit& visit) {
         const auto at = tile::Cursor<C::SLOTS>::after(announced++);
@@ -185,20 +191,25 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
         plan.visits[at.slot] = visit;
         ptx::arrive(plan.visit_ready[at.slot]);
     };
-    for (;; tile_at.advance()) {
+    for (u32 tiles = 0;; ++tiles) {
+        const auto tile_at = tile::Cursor<2>::after(tiles);
         plan.assignment_barriers.wait_full(tile_at);
         const Assignment& work = plan.assignments[tile_at.slot];  // left in shared memory, for want of registers
         if (work.batch < 0) break;
-        for (int member = 0; member < params.group; ++member) {
+        int left = count_listed(params.lists, work.batch, work.kv_head * params.group, params.group, work.key);
+        if (left <= DRAWN_LATE) plan.assignment_barriers.release(tile_at, 0);
+        for (int member = 0; left > 0; ++member) {
             const i64 row = attn::list_row(params.lists, work.batch, work.kv_head * params.group + member, work.key);
 #pragma unroll 1
             for (int partial = 0; partial < 2; ++partial) {
-                const int count = (partial ? params.lists.partial_count : params.lists.full_count)[row];
-                const i32* index =
+                const i32* listed =
                     (partial ? params.lists.partial_index : params.lists.full_index) + row * params.lists.width;
-                for (int listed = 0; listed < count; ++listed) {
-                    const int begin = index[listed] * (params.lists.listed_size / C::ROWS);
+                const i32* const stop =
+                    listed + (partial ? params.lists.partial_count : params.lists.full_count)[row];
+                for (; listed != stop; ++listed) {
+                    const int begin = *listed * (params.lists.listed_size / C::ROWS);
                     const int end = attn::min(begin + params.lists.listed_size / C::ROWS, params.row_blocks);
+                    if (left-- == DRAWN_LATE + 1) plan.assignment_barriers.release(tile_at, 0);
                     for (int block = begin; block < end; ++block) {
                         announce({plane_of(params, work, member), member, block, partial});
                     }

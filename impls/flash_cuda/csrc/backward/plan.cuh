@@ -25,6 +25,7 @@ struct Params {
     const i64* rng;      // (seed, offset) of dropout
     u32* ticket;         // 0; counts tiles handed out, and is 0 again when the last block leaves
     u32* turns;          // of each unit of dq: how many tiles have added to it, from 0 on; null unless DETERMINISTIC
+    const i32* order;    // (batch, kv_heads, tiles): which tile of a plane is the n-th, by LISTS; else null
     attn::BlockLists lists;  // by key
     attn::Band band;
     attn::Work work;     // tiles of keys
@@ -62,8 +63,8 @@ struct Config {
     static constexpr int SLOTS = CLUSTER > 1 && STAGED ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
     // Where shared memory has room for it, to which dropout's bits bring it close.
     static constexpr bool APART = !WIDE && (!DROPOUT || DIM + DIM_V <= 128);
-    // When the next tile is drawn: as this one begins, if all are as long or listed; else later, see produce_keys.
-    static constexpr bool DRAWN_AHEAD = !DETERMINISTIC && (LISTS || !(HAS_LEFT || HAS_RIGHT));
+    // When the next tile is drawn: as this one begins, if all are as long; else later, see produce_keys.
+    static constexpr bool DRAWN_AHEAD = !DETERMINISTIC && !LISTS && !(HAS_LEFT || HAS_RIGHT);
     static constexpr int KEY_TILES = KEYS / tile::ROWS;
     // A consumer's part.
     static constexpr int OWN_ROWS = WIDE ? ROWS / CONSUMERS : ROWS;
@@ -177,7 +178,7 @@ struct SharedMemoryPlan {
     Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
     u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
     tile::RingBarriers<1> kv_barriers;
-    tile::RingBarriers<2> assignment_barriers;  // emptied by the thread that loads rows, unless DRAWN_AHEAD
+    tile::RingBarriers<2> assignment_barriers;  // emptied by the thread that finds rows, unless DRAWN_AHEAD
     ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
     tile::RingBarriers<C::SLOTS> q_barriers;
     tile::RingBarriers<C::OUT_SLOTS> d_out_barriers;

@@ -1,5 +1,6 @@
-// Before and after the main kernel: statistics of every row and zeros for dQ; then dQ from its sums.
+// Before and after the main kernel: statistics of every row, zeros for dQ, an order of tiles; then dQ from its sums.
 #pragma once
+#include "backward/order.cuh"
 #include "backward/plan.cuh"
 #include "ptx/math.cuh"
 #include "ptx/sync.cuh"
@@ -21,6 +22,7 @@ struct RowParams {
     i64 d_out_batch, d_out_row, d_out_head;
     i64 d_lse_batch, d_lse_head, d_lse_row;
     int batch, heads, rows, rows_padded, dim_v;
+    OrderParams order;   // by LISTS
 };
 
 constexpr int PREPARE_THREADS = 256;
