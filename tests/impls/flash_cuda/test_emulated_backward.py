@@ -65,9 +65,9 @@ def test_dropout(make, judge, head_dims, p, right):
 
 
 def test_a_wrong_walk_of_lists_is_seen(make, judge, broken):
-    """The last 64 rows of a block left out."""
-    csrc = broken("backward/load.cuh", "block < end; ++block) {", "block < end - 1; ++block) {")
-    problem = make(200, 200, dtype=BF16, head_dim=64)
+    """The first 64 rows of a block in place of the last."""
+    csrc = broken("backward/load.cuh", "member, block, partial | last}", "member, begin, partial | last}")
+    problem = make(200, 200, dtype=BF16, head_dim=128)
     found = judge(
         problem, {"csrc": csrc}, block_mask=BlockMask.from_dense(torch.ones(2, 2, dtype=torch.bool))
     )

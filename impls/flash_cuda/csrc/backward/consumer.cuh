@@ -9,7 +9,7 @@
 namespace backward {
 
 /// A warpgroup. Names as in the paper, transposed: rows of a fragment are keys, its columns are queries.
-/// Self computes one step: template <bool MASKED> step(plane, block).
+/// Self computes one step: template <bool MASKED> step(plane, block, last). The last one of a tile gives V and K back.
 template <class Self, class C>
 struct Consumer {
     using T = typename C::T;
@@ -58,9 +58,9 @@ struct Consumer {
             } else if (work.blocks.size() > 0) {
                 static_cast<Self&>(*this).begin_tile();
                 walk();
+            } else {
+                pass_over();
             }
-            __syncwarp();
-            plan.kv_barriers.release(kv_at, lane);
 #pragma unroll
             for (float& value : dk) value *= params.scale;
             if constexpr (C::DROPOUT) {
@@ -90,23 +90,41 @@ struct Consumer {
     }
     __device__ __forceinline__ bool past_last_key() const { return work.key + C::KEYS > params.band.keys; }
 
+    /// The tile's V, and K, are not needed any more.
+    __device__ __forceinline__ void release_v() {
+        if (lane == 0) ptx::arrive(plan.v_empty);
+    }
+    __device__ __forceinline__ void release_k() { plan.kv_barriers.release(kv_at, lane); }
+    __device__ __forceinline__ void pass_over() {
+        __syncwarp();
+        release_v();
+        release_k();
+    }
+
     /// All that the lists name, of all heads of the group.
     __device__ __forceinline__ void walk_lists() {
         Self& self = static_cast<Self&>(*this);
-        for (;;) {
+        for (bool last = false; !last;) {
             plan.q_barriers.wait_full(q_at);
             const Visit visit = uniform(plan.visits[q_at.slot]);
-            if (visit.plane < 0) break;
+            if (visit.plane < 0) {
+                plan.d_out_barriers.wait_full(d_out_at);
+                pass_over();
+                plan.q_barriers.release(q_at, lane);
+                plan.d_out_barriers.release(d_out_at, lane);
+                q_at.advance();
+                d_out_at.advance();
+                break;
+            }
+            last = visit.last();
             const attn::Range whole = whole_blocks();
-            banded = visit.banded;
+            banded = visit.banded();
             if (past_last_key() || (banded && (visit.block < whole.begin || visit.block >= whole.end))) {
-                self.template step<true>(visit.plane, visit.block);
+                self.template step<true>(visit.plane, visit.block, last);
             } else {
-                self.template step<false>(visit.plane, visit.block);
+                self.template step<false>(visit.plane, visit.block, last);
             }
         }
-        plan.q_barriers.release(q_at, lane);
-        q_at.advance();
     }
 
     /// All queries of the group's heads, masked blocks apart from the long run between them.
@@ -118,11 +136,12 @@ struct Consumer {
         Self& self = static_cast<Self&>(*this);
         for (int member = 0; member < params.group; ++member) {
             const int plane = plane_of(params, work, member);
+            const auto last = [&](int block) { return block + 1 == work.blocks.end && member + 1 == params.group; };
             int block = work.blocks.begin;
-            for (; block < begin; ++block) self.template step<true>(plane, block);
-            for (; block < end; ++block) self.template step<false>(plane, block);
+            for (; block < begin; ++block) self.template step<true>(plane, block, last(block));
+            for (; block < end; ++block) self.template step<false>(plane, block, last(block));
             if constexpr (C::HAS_LEFT) {
-                for (; block < work.blocks.end; ++block) self.template step<true>(plane, block);
+                for (; block < work.blocks.end; ++block) self.template step<true>(plane, block, last(block));
             }
         }
     }

@@ -28,6 +28,7 @@ DEVICE void run(const Params& params) {
     if (threadIdx.x == 0) {
         constexpr u32 CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
         plan.kv_barriers.init(CONSUMER_WARPS);
+        ptx::init(plan.v_empty, CONSUMER_WARPS);
         plan.assignment_barriers.init(1);
         if constexpr (C::CLUSTER > 1) {
             ptx::init(plan.arrivals.tile_ready, 1);

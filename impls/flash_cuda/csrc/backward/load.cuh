@@ -89,22 +89,26 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                     }
                 }
             }
-            ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
         }
+        ptx::wait(plan.v_empty, kv_parity ^ 1);
         ptx::Barrier& full = plan.kv_barriers.full[0];
         constexpr u32 OTHERS = C::CLUSTER > 1 ? Plan::OthersKey::BYTES : 0;
         ptx::arrive_expecting(full, any ? C::KEY_TILES * (Plan::Key::BYTES + Plan::Value::BYTES) + OTHERS : 0);
         if (!more) break;
         if (any) {
             for (int c = 0; c < C::KEY_TILES; ++c) {
-                const int key = work.key + c * tile::ROWS;
-                for (int p = 0; p < Plan::Key::PANELS; ++p) {
-                    ptx::load(plan.k[c].panel(p), params.k, full, ptx::Keep::FIRST_OUT, p * tile::PANEL, key,
-                              work.kv_head, work.batch);
-                }
                 for (int p = 0; p < Plan::Value::PANELS; ++p) {
-                    ptx::load(plan.v[c].panel(p), params.v, full, ptx::Keep::FIRST_OUT, p * tile::PANEL, key,
-                              work.kv_head, work.batch);
+                    ptx::load(plan.v[c].panel(p), params.v, full, ptx::Keep::FIRST_OUT, p * tile::PANEL,
+                              work.key + c * tile::ROWS, work.kv_head, work.batch);
+                }
+            }
+        }
+        ptx::wait(plan.kv_barriers.empty[0], kv_parity ^ 1);
+        if (any) {
+            for (int c = 0; c < C::KEY_TILES; ++c) {
+                for (int p = 0; p < Plan::Key::PANELS; ++p) {
+                    ptx::load(plan.k[c].panel(p), params.k, full, ptx::Keep::FIRST_OUT, p * tile::PANEL,
+                              work.key + c * tile::ROWS, work.kv_head, work.batch);
                 }
             }
             if constexpr (C::CLUSTER > 1) {
@@ -115,8 +119,8 @@ DEVICE void produce_keys(const Params& params, Plan& plan) {
                 }
             }
         }
-        // Its rows are on their way. The next but one takes its slot, after K and V were replaced: consumers have read it,
-        // and where each tile has rows, or by LISTS an end that they are told, so has who loaded these.
+        // Its rows are on their way. The next but one takes its slot, after K was replaced: consumers have read it, and
+        // where each tile has rows, or by LISTS an end that they are told, so have those who found and loaded these.
         if constexpr (!C::DRAWN_AHEAD) ptx::wait(plan.assignment_barriers.empty[at.slot], at.parity);
         if constexpr (!C::DETERMINISTIC) {
             if (rank == 0) index = draw<C>(params);
@@ -159,8 +163,13 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
                 const auto at = tile::Cursor<C::SLOTS>::after(loaded);
                 ptx::wait(plan.visit_ready[at.slot], at.parity);
                 const Visit visit = plan.visits[at.slot];
-                if (visit.plane < 0) break;
-                load(visit.plane * params.row_blocks, visit.member, visit.block);
+                if (visit.plane < 0) {
+                    plan.q_barriers.begin_fill(at, 0);
+                    plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
+                } else {
+                    load(visit.plane * params.row_blocks, visit.member, visit.block);
+                }
+                if (visit.last()) break;
             }
         } else {
             for (int member = 0; member < params.group; ++member) {
@@ -169,7 +178,7 @@ DEVICE void produce_rows(const Params& params, Plan& plan) {
             }
             if constexpr (!C::DRAWN_AHEAD) plan.assignment_barriers.release(tile_at, 0);
         }
-        if constexpr (C::ENDS_IN_SLOTS) {  // LISTS: that say so to the consumers
+        if constexpr (C::ENDS_IN_SLOTS) {
             plan.q_barriers.begin_fill(tile::Cursor<C::SLOTS>::after(loaded), 0);
             plan.d_out_barriers.begin_fill(tile::Cursor<C::OUT_SLOTS>::after(loaded++), 0);
         }
@@ -198,6 +207,7 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
         if (work.batch < 0) break;
         int left = count_listed(params.lists, work.batch, work.kv_head * params.group, params.group, work.key);
         if (left <= DRAWN_LATE) plan.assignment_barriers.release(tile_at, 0);
+        if (left == 0) announce({-1, 0, 0, Visit::LAST});
         for (int member = 0; left > 0; ++member) {
             const i64 row = attn::list_row(params.lists, work.batch, work.kv_head * params.group + member, work.key);
 #pragma unroll 1
@@ -211,12 +221,12 @@ DEVICE void produce_visits(const Params& params, Plan& plan) {
                     const int end = attn::min(begin + params.lists.listed_size / C::ROWS, params.row_blocks);
                     if (left-- == DRAWN_LATE + 1) plan.assignment_barriers.release(tile_at, 0);
                     for (int block = begin; block < end; ++block) {
-                        announce({plane_of(params, work, member), member, block, partial});
+                        const int last = left == 0 && block + 1 == end ? Visit::LAST : 0;
+                        announce({plane_of(params, work, member), member, block, partial | last});
                     }
                 }
             }
         }
-        announce({-1});
     }
 }
 
@@ -225,6 +235,6 @@ DEVICE Assignment uniform(const Assignment& a) {
     return {ptx::uniform(a.batch), ptx::uniform(a.kv_head), ptx::uniform(a.key),
             {ptx::uniform(a.blocks.begin), ptx::uniform(a.blocks.end)}};
 }
-DEVICE Visit uniform(const Visit& a) { return {ptx::uniform(a.plane), 0, ptx::uniform(a.block), ptx::uniform(a.banded)}; }
+DEVICE Visit uniform(const Visit& a) { return {ptx::uniform(a.plane), 0, ptx::uniform(a.block), ptx::uniform(a.flags)}; }
 
 }  // namespace backward

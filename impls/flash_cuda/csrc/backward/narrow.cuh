@@ -40,7 +40,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
     __device__ __forceinline__ void begin_tile() {}
 
     template <bool MASKED>
-    __device__ __forceinline__ void step(int plane, int block) {
+    __device__ __forceinline__ void step(int plane, int block, bool last) {
         plan.q_barriers.wait_full(q_at);
         ptx::pin(scores);
         ptx::begin_products();
@@ -70,6 +70,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
             if (part == 0) {
                 ptx::wait_products<1>();
                 ptx::pin(d_scores);
+                if (last) this->release_v();
             }
             this->template load_statistics<PART / 2, PART>(delta, plan.delta[d_out_at.slot], part);
             this->differentiate(delta, part);
@@ -104,6 +105,7 @@ struct NarrowConsumer : Consumer<NarrowConsumer<C>, C> {
 #pragma unroll
         for (Operand& part : p_operand) ptx::pin(part);
         plan.d_out_barriers.release(d_out_at, lane);
+        if (last) this->release_k();
         if (own) {
             ptx::pin(dq);
             this->send_dq(dq, plane, block, unit);

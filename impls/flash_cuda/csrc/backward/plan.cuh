@@ -59,7 +59,7 @@ struct Config {
     static_assert(CLUSTER == 1 || (CLUSTER == 2 && WIDE && !LISTS));
     // dQ goes to its sums from registers, and dK and dV out through a slot of Q; else both through a stage of their own.
     static constexpr bool STAGED = CLUSTER == 1 || DETERMINISTIC;
-    static constexpr bool ENDS_IN_SLOTS = LISTS || !STAGED;  // the end of a tile takes a slot of Q and one of dO
+    static constexpr bool ENDS_IN_SLOTS = !STAGED;  // the end of a tile takes a slot of Q and one of dO
     static constexpr int SLOTS = CLUSTER > 1 && STAGED ? 1 : 2, OUT_SLOTS = WIDE ? 1 : 2;
     // Where shared memory has room for it, to which dropout's bits bring it close.
     static constexpr bool APART = !WIDE && (!DROPOUT || DIM + DIM_V <= 128);
@@ -92,9 +92,14 @@ struct Assignment {
     attn::Range blocks;  // of ROWS; by LISTS any range that is not empty
 };
 
-/// By LISTS: the block of ROWS in a slot of Q, and whether the band applies to it. After a tile's last one: plane < 0.
+/// By LISTS: the block of ROWS in a slot of Q. A tile that visits none has one with plane < 0, and nothing loaded.
 struct Visit {
-    int plane, member, block, banded;
+    enum : int { BANDED = 1, LAST = 2 };  // BANDED: listed as partial
+    int plane, member, block;
+    int flags;  // BANDED: the band applies to it; LAST: it is the tile's last
+
+    __device__ __forceinline__ bool banded() const { return flags & BANDED; }
+    __device__ __forceinline__ bool last() const { return flags & LAST; }
 };
 
 /// A unit of dQ that a consumer has ready for the thread that adds it, and its turn there. No more: unit < 0.
@@ -177,7 +182,8 @@ struct SharedMemoryPlan {
     Arrivals<C::CLUSTER> arrivals;
     Handed handed[CONSUMERS];   // travels with stage, if DETERMINISTIC
     u32 exchange[C::DROPOUT ? CONSUMERS : 1][WARPGROUP];  // of bits that say what is dropped
-    tile::RingBarriers<1> kv_barriers;
+    tile::RingBarriers<1> kv_barriers;  // filled with both; emptied of K,
+    ptx::Barrier v_empty;               // and of V, which the last step of a tile needs no more long before
     tile::RingBarriers<2> assignment_barriers;  // emptied by the thread that finds rows, unless DRAWN_AHEAD
     ptx::Barrier visit_ready[C::SLOTS];  // its slot is free
     tile::RingBarriers<C::SLOTS> q_barriers;

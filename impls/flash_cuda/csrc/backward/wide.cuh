@@ -120,7 +120,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
     }
 
     template <bool MASKED>
-    __device__ __forceinline__ void step(int plane, int block) {
+    __device__ __forceinline__ void step(int plane, int block, bool last) {
         const int first_row = this->own_row();
         plan.q_barriers.wait_full(q_at);
         multiply_scores();
@@ -145,6 +145,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
         tile::store_operand<C::OWN_ROWS>(p, operand, thread, first_row);
         ptx::wait_products<0>();
         ptx::pin(d_scores);
+        if (last) this->release_v();
         this->differentiate(delta);
         tile::to_operand<T>(operand, d_scores);
         tile::store_operand<C::OWN_ROWS>(ds, operand, thread, first_row);
@@ -163,6 +164,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
             ptx::wait_products<2>();
             end_dk();
             ptx::wait_products<0>();
+            if (last) this->release_k();
             add_dq(plane, block);
         } else {
             // dV first, which frees the only slot of dO. dQ before dK, so that its sums leave under dK, was slower (NOTES.md).
@@ -174,6 +176,7 @@ struct WideConsumer : Consumer<WideConsumer<C>, C> {
             ptx::wait_products<1>();
             end_dk();
             ptx::wait_products<0>();
+            if (last) this->release_k();
             add_dq(plane, block);
         }
         received ^= buffer;
