@@ -134,6 +134,7 @@ def test_a_planted_bug_of_the_forward_is_found(emulate, make, errors, broken, fi
         (CONSUMER, "ptx::wait_stores_read<PENDING>();\n        }\n        ptx::sync", "}\n        ptx::sync",
          "from which a store is still to read"),
         (BACKWARD, "buffer ^= 1;", "", "no barrier puts that after"),
+        (BACKWARD, "this->draw(plane, block);", "if (last) this->release_v();", "no barrier puts that after"),
         ("backward/rows.cuh", "    __syncthreads();\n", "", "wrote without a proxy fence since"),
     ],
 )  # fmt: skip
