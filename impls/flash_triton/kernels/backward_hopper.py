@@ -28,7 +28,13 @@ from attnbench.impls.flash_triton.kernels.hopper_backward_parts import (
     row_values,
     steps_of_head,
 )
-from attnbench.impls.flash_triton.kernels.hopper_dropout import drop_single, drop_words
+from attnbench.impls.flash_triton.kernels.hopper_dropout import (
+    drop_pairs,
+    drop_single,
+    left_words,
+    word_buffers,
+)
+from attnbench.impls.flash_triton.kernels.hopper_pairs import pack_pairs, unpack_pairs
 from attnbench.impls.flash_triton.kernels.hopper_tma import add_async, store_async, store_wait
 from attnbench.impls.flash_triton.kernels.primitives import program_order, visible_rows
 
@@ -67,9 +73,9 @@ def consume_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_
     _, _, _, _, _, dk_desc, dv_desc, dq_desc = descriptors
     q_bufs, k_buf, v_buf, do_bufs, log_bufs, delta_bufs = buffers
     kv_ready, q_ready, empty, do_ready, _ = barriers
-    ds_bufs, dq_bufs, ds_ready = exchange
-    batch, kv_head, col, _, _, heads, _, seqlen_q, seqlen_k = place
-    shift, left, right, scale, scale_log2, rng, threshold = band
+    ds_bufs, dq_bufs, ds_ready, word_bufs = exchange
+    batch, kv_head, col, _, _, _, _, seqlen_q, seqlen_k = place
+    shift, left, right, scale, scale_log2, _, threshold = band
     D: gl.constexpr = k_buf.shape[3]
     STAGES: gl.constexpr = q_bufs.shape[0]
     PARTS: gl.constexpr = BLOCK_M // PART
@@ -137,9 +143,9 @@ def consume_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_
                     d_p = warpgroup_mma(v, do.permute((1, 0)), no_scores - delta_rows[None, :], is_async=True)
                 else:
                     d_p = warpgroup_mma(v, do.permute((1, 0)), no_scores, use_acc=False, is_async=True)
-                if DROPOUT:
-                    gone = drop_words(rng, batch * heads + head, row, first_key, threshold, True, PART)
                 scores = warpgroup_mma_wait(1, deps=(scores, ))
+                if DROPOUT:
+                    gone = left_words(word_bufs.index(at * CONSUMERS + consumer))
 
                 operands = ()
                 for part in gl.static_range(PARTS):
@@ -151,8 +157,11 @@ def consume_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_
                             p, local, cols, row + part * PART, seqlen_k, shift, left + slack, right + slack,
                             HAS_LEFT, HAS_RIGHT,
                         )  # fmt: skip
-                    kept = drop_single(p, gone, True, PART_LAYOUT) if DROPOUT else p
-                    weights = gl.convert_layout(kept.to(dtype), LEFT_OPERAND)
+                    if DROPOUT:
+                        # In pairs here, one by one below: no mask is made that stays in registers.
+                        weights = unpack_pairs(drop_pairs(pack_pairs(p, dtype), gone, True), dtype, LEFT_OPERAND)
+                    else:
+                        weights = gl.convert_layout(p.to(dtype), LEFT_OPERAND)
                     if WHOLE:
                         d_p = warpgroup_mma_wait(0, deps=(d_p, ))
                     dv_tile = warpgroup_mma(weights, do.slice(part * PART, PART), dv_tile, is_async=True)
@@ -160,7 +169,6 @@ def consume_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_
                         d_p = warpgroup_mma_wait(1, deps=(d_p, ))
                     d_p_part = part_of(d_p, part, PART_LAYOUT)
                     if DROPOUT:
-                        # The weights are gone by now: of two tiles and the mask, P and the mask are fewer registers.
                         d_p_part = drop_single(d_p_part, gone, True, PART_LAYOUT)
                     if DROPOUT or not WHOLE:
                         delta_rows = row_values(delta_bufs.index(at).slice(part * PART, PART, dim=1), PART_LAYOUT)
@@ -255,7 +263,7 @@ def hopper_backward_kernel(
     mbarrier.init(kv_ready, count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(q_ready.index(i), count=1)
-        mbarrier.init(do_ready.index(i), count=1)
+        mbarrier.init(do_ready.index(i), count=1 + DROPOUT)
         mbarrier.init(empty.index(i), count=CONSUMERS)
     for i in gl.static_range(2):
         mbarrier.init(ds_ready.index(i), count=CONSUMERS)
@@ -264,7 +272,10 @@ def hopper_backward_kernel(
     descriptors = (q_desc, k_desc, v_desc, do_desc, stats_desc, dk_desc, dv_desc, dq_desc)
     buffers = (q_bufs, k_buf, v_buf, do_bufs, log_bufs, delta_bufs)
     barriers = (kv_ready, q_ready, empty, do_ready, empty)  # Q and dO of a slot are released together
-    exchange = (ds_bufs, dq_bufs, ds_ready)
+    word_bufs = dq_bufs  # any: without dropout there are none, and none is read
+    if DROPOUT:
+        word_bufs = word_buffers(STAGES * CONSUMERS, PART)
+    exchange = (ds_bufs, dq_bufs, ds_ready, word_bufs)
     place = (batch, kv_head, col, begin, end, HEADS, planes * GROUP, seqlen_q, seqlen_k)
     lists = (partial_count, partial_list, full_count, full_list, mask_batch_rows, mask_head_rows, mask_width)
     band = (shift, left, right, scale, scale_log2, rng, threshold)
@@ -273,4 +284,4 @@ def hopper_backward_kernel(
         (consume_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
         (consume_partition, (state, 1, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
         (load_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
-    ], [4, 1], [240, 24])  # fmt: skip
+    ], [4, 4 if DROPOUT else 1], [232, 40] if DROPOUT else [240, 24])  # fmt: skip

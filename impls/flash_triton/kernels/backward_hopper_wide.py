@@ -28,7 +28,7 @@ from attnbench.impls.flash_triton.kernels.hopper_backward_parts import (
     row_of_step,
     row_values,
 )
-from attnbench.impls.flash_triton.kernels.hopper_dropout import drop_single, drop_words
+from attnbench.impls.flash_triton.kernels.hopper_dropout import drop_single, drop_words, random_state
 from attnbench.impls.flash_triton.kernels.hopper_sums import add_in_order
 from attnbench.impls.flash_triton.kernels.hopper_tma import store_async, store_wait
 from attnbench.impls.flash_triton.kernels.primitives import program_order, visible_rows
@@ -134,7 +134,8 @@ def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M:
         scores = warpgroup_mma(k, q.permute((1, 0)), no_scores, use_acc=False, is_async=True)
         gone = 0
         if DROPOUT:
-            gone = drop_words(rng, batch * heads + kv_head * GROUP + g, row, col, threshold, True, BLOCK_M)
+            plane = batch * heads + kv_head * GROUP + g
+            gone = drop_words(random_state(rng), plane, row, col, threshold, True, BLOCK_M)
         scores = warpgroup_mma_wait(0, deps=(scores, ))
         mbarrier.arrive(q_empty.index(0), count=1)
         kept, signed = weigh(
@@ -159,7 +160,8 @@ def value_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M:
             do = do_bufs.index(before).reshape([BLOCK_M, D])
             dv_tile = warpgroup_mma(weights, do, dv_tile, is_async=True)
             if DROPOUT:
-                gone = drop_words(rng, batch * heads + kv_head * GROUP + g, row, col, threshold, True, BLOCK_M)
+                plane = batch * heads + kv_head * GROUP + g
+                gone = drop_words(random_state(rng), plane, row, col, threshold, True, BLOCK_M)
             scores = warpgroup_mma_wait(1, deps=(scores, ))
             mbarrier.arrive(q_empty.index(at), count=1)
             kept, signed = weigh(
@@ -371,5 +373,5 @@ def hopper_wide_kernel(
     gl.warp_specialize([
         (value_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N, FUSED)),
         (key_partition, (state, 1, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, DROPOUT, MASK_M, MASK_N, FUSED)),
-        (load_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, MASK_M, MASK_N)),
+        (load_partition, (state, 0, GROUP, BLOCK_M, HAS_LEFT, HAS_RIGHT, EVEN_K, False, MASK_M, MASK_N)),
     ], [4, 1], [240, 24])  # fmt: skip

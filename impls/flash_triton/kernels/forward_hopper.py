@@ -21,7 +21,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from attnbench.impls.flash_triton.kernels.hopper_dropout import drop_pairs, drop_words
+from attnbench.impls.flash_triton.kernels.hopper_dropout import (
+    drop_pairs,
+    leave_words,
+    left_words,
+    random_state,
+    word_buffers,
+)
 from attnbench.impls.flash_triton.kernels.hopper_pairs import pack_pairs, unpack_pairs
 from attnbench.impls.flash_triton.kernels.hopper_tma import load_async, store_async, store_wait
 from attnbench.impls.flash_triton.kernels.primitives import (
@@ -90,7 +96,7 @@ def show_ticket(tickets, k, ticket):
     _, shown, ready, taken = tickets
     slot = k % 2
     mbarrier.wait(taken.index(slot), ((k // 2) & 1) ^ 1)
-    shown.index(slot).store(gl.full([1], ticket, gl.int32, gl.BlockedLayout([1], [32], [1], [0])))
+    shown.index(slot).store(gl.full([1], ticket, gl.int32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0])))
     mbarrier.arrive(ready.index(slot), count=1)
 
 
@@ -100,30 +106,38 @@ def take_ticket(tickets, k):
     _, shown, ready, taken = tickets
     slot = k % 2
     mbarrier.wait(ready.index(slot), (k // 2) & 1)
-    ticket = shown.index(slot).load(gl.BlockedLayout([1], [32], [4], [0]))
+    ticket = shown.index(slot).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     mbarrier.arrive(taken.index(slot), count=1)
     return gl.max(ticket, 0)
 
 
 @gluon.jit
 def load_partition(
-    buffers, problem, lists, tickets, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-    EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, TILE: gl.constexpr,
+    state, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr,
+    DROPOUT: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """Producer: draws tickets; Q of a tile once, K and V tiles into a ring of buffers as consumers free them."""
-    q_desc, k_desc, v_desc, _, q_bufs, k_bufs, v_bufs, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = buffers
-    _, _, _, _, _, _, _, _, _, tiles, planes, _ = problem
+    """Producer: draws tickets; Q of a tile once, K and V tiles into a ring of buffers as consumers free them.
+
+    Under DROPOUT four warps, which draw for all consumers whom it drops: the words of a step are with its V, in a slot
+    of the same number behind the same two barriers. They are wanted when its V is, under the next step's S.
+    """
+    buffers, problem, lists, tickets = state
+    q_desc, k_desc, v_desc, _, q_bufs, k_bufs, v_bufs, word_bufs, barriers = buffers
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = barriers
+    _, rng, _, _, _, _, _, _, threshold, tiles, planes, _ = problem
     drawn, _, _, _ = tickets
     CONSUMERS: gl.constexpr = TILE[2] // ROWS
     BLOCK_N: gl.constexpr = TILE[3]
     SLOTS: gl.constexpr = q_bufs.shape[0] // CONSUMERS
     STAGES: gl.constexpr = k_bufs.shape[0]
+    if DROPOUT:
+        random = random_state(rng)
     ticket = gl.program_id(0)
     k = 0
     done = 0
     while ticket < tiles * planes:
         show_ticket(tickets, k, ticket)
-        batch, head, kv_head, _plane, row, begin, end, entries = tile_of_ticket(
+        batch, head, kv_head, plane, row, begin, end, entries = tile_of_ticket(
             ticket, problem, lists, HAS_LEFT, HAS_RIGHT, TILE
         )
         steps = gl.maximum(end - begin, 1)
@@ -144,6 +158,11 @@ def load_partition(
             mbarrier.wait(v_empty.index(at), turn ^ 1)
             mbarrier.expect(v_ready.index(at), v_desc.block_type.nbytes)
             load_async(v_desc, [batch, kv_head, col, 0], v_ready.index(at), v_bufs.index(at))
+            if DROPOUT:
+                for c in gl.static_range(CONSUMERS):
+                    words = word_bufs.index(at * CONSUMERS + c)
+                    leave_words(words, random, plane, row + c * ROWS, col, threshold, False)
+                mbarrier.arrive(v_ready.index(at), count=1)
         done += steps
         k += 1
         # Here the consumers have work enough to hide the latency.
@@ -209,9 +228,10 @@ def attend_tile(
     EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """64 rows of O and LSE of the program's k-th tile, which follows `done` steps; its own steps."""
-    _, _, _, out_desc, q_bufs, k_bufs, v_bufs, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = buffers
+    _, _, _, out_desc, q_bufs, k_bufs, v_bufs, word_bufs, barriers = buffers
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = barriers
     batch, head, plane, row, begin, end = place
-    lse, rng, seqlen_q, seqlen_k, shift, left, right, scale_log2, threshold, _, _, _ = problem
+    lse, _, seqlen_q, seqlen_k, shift, left, right, scale_log2, threshold, _, _, _ = problem
     CONSUMERS: gl.constexpr = TILE[2] // ROWS
     SLOTS: gl.constexpr = q_bufs.shape[0] // CONSUMERS
     BLOCK_N: gl.constexpr = TILE[3]
@@ -281,8 +301,6 @@ def attend_tile(
         # By now the output of the tile before has left its slot.
         store_wait(0)
         mbarrier.arrive(q_empty.index((k + 1) % 2), count=1)
-    if DROPOUT:
-        gone = drop_words(rng, plane, row, col, threshold, False, BLOCK_N)
     scores = warpgroup_mma_wait(0, deps=(scores, ))
     mbarrier.arrive(k_empty.index(at), count=1)
     p, row_max, row_sum, rescale = softmax_step(
@@ -290,8 +308,6 @@ def attend_tile(
         BANDED or not EVEN_K or MASK_N > 0, HAS_LEFT, HAS_RIGHT,
     )  # fmt: skip
     pairs = pack_pairs(p, dtype)
-    if DROPOUT:
-        pairs = drop_pairs(pairs, gone, False)
 
     for run in gl.static_range(FIRST, LAST + 1):
         run_begin = 1 if run == FIRST else (full_begin if run == 1 else full_end)
@@ -301,17 +317,17 @@ def attend_tile(
             before = (done + i - 1) % STAGES
             MASKED: gl.constexpr = run != 1 or (MASK_N > 0 and not EVEN_K)
             col = 0
-            if MASKED or DROPOUT:
+            if MASKED:
                 col = col_of_step(i, end, entries, BLOCK_N, MASK_N)
             mbarrier.wait(k_ready.index(at), ((done + i) // STAGES) & 1)
             keys = k_bufs.index(at).reshape([BLOCK_N, D])
             scores = warpgroup_mma(q, keys.permute((1, 0)), no_scores, use_acc=False, is_async=True)
             mbarrier.wait(v_ready.index(before), ((done + i - 1) // STAGES) & 1)
             v = v_bufs.index(before).reshape([BLOCK_N, D])
+            if DROPOUT:
+                pairs = drop_pairs(pairs, left_words(word_bufs.index(before * CONSUMERS + consumer)), False)
             weights = unpack_pairs(pairs, dtype, P_LAYOUT)
             out = warpgroup_mma(weights, v, out, is_async=True)
-            if DROPOUT:
-                gone = drop_words(rng, plane, row, col, threshold, False, BLOCK_N)
             scores = warpgroup_mma_wait(1, deps=(scores, ))
             mbarrier.arrive(k_empty.index(at), count=1)
             p, row_max, row_sum, rescale = softmax_step(
@@ -319,8 +335,6 @@ def attend_tile(
                 MASKED, HAS_LEFT and run != 1, HAS_RIGHT and run != 1,
             )  # fmt: skip
             pairs = pack_pairs(p, dtype)
-            if DROPOUT:
-                pairs = drop_pairs(pairs, gone, False)
             out, weights = warpgroup_mma_wait(0, deps=(out, weights))
             mbarrier.arrive(v_empty.index(before), count=1)
             out = out * gl.convert_layout(rescale, O_ROWS)[:, None]
@@ -328,6 +342,8 @@ def attend_tile(
     last = done + steps - 1
     mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
     v = v_bufs.index(last % STAGES).reshape([BLOCK_N, D])
+    if DROPOUT:
+        pairs = drop_pairs(pairs, left_words(word_bufs.index(last % STAGES * CONSUMERS + consumer)), False)
     out = warpgroup_mma(unpack_pairs(pairs, dtype, P_LAYOUT), v, out, is_async=True)
     out = warpgroup_mma_wait(0, deps=(out, ))
     mbarrier.arrive(v_empty.index(last % STAGES), count=1)
@@ -350,10 +366,11 @@ def attend_tile(
 
 @gluon.jit
 def consume_partition(
-    buffers, problem, lists, tickets, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-    EVEN_K: gl.constexpr, DROPOUT: gl.constexpr, TILE: gl.constexpr,
+    state, consumer: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr,
+    DROPOUT: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """Consumer: 64 rows of every tile that the program draws a ticket for."""
+    buffers, problem, lists, tickets = state
     _, _, _, _, _, _, _, _, _, tiles, planes, _ = problem
     k = 0
     done = 0
@@ -406,27 +423,32 @@ def hopper_forward_kernel(
         mbarrier.init(ticket_taken.index(i), count=CONSUMERS)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(i), count=1)
-        mbarrier.init(v_ready.index(i), count=1)
+        mbarrier.init(v_ready.index(i), count=1 + DROPOUT)
         mbarrier.init(k_empty.index(i), count=CONSUMERS)
         mbarrier.init(v_empty.index(i), count=CONSUMERS)
     fence_async_shared()
 
-    buffers = (q_desc, k_desc, v_desc, out_desc, q_bufs, k_bufs, v_bufs, q_ready, q_empty, k_ready, k_empty, v_ready,
-               v_empty)  # fmt: skip
+    word_bufs = k_bufs  # any: without dropout there are none, and none is read
+    if DROPOUT:
+        word_bufs = word_buffers(STAGES * CONSUMERS, BLOCK_N)
+    barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty)
+    buffers = (q_desc, k_desc, v_desc, out_desc, q_bufs, k_bufs, v_bufs, word_bufs, barriers)
     problem = (lse, rng, seqlen_q, seqlen_k, shift, left, right, scale_log2, threshold, tiles, planes, planes_per_wave)
     lists = (partial_count, partial_list, full_count, full_list, mask_batch_rows, mask_head_rows, mask_width)
     tickets = (drawn, shown, ticket_ready, ticket_taken)
     TILE: gl.constexpr = (HEADS, GROUP, ROWS * CONSUMERS, BLOCK_N, HEAVY_LAST, MASK_M, MASK_N)
+    state = (buffers, problem, lists, tickets)
+    LOADERS: gl.constexpr = 4 if DROPOUT else 1
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (consume_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-            (consume_partition, (buffers, problem, lists, tickets, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-            (load_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-        ], [4, 1], [240, 24])  # fmt: skip
+            (consume_partition, (state, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (consume_partition, (state, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (load_partition, (state, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+        ], [4, LOADERS], [232, 40] if DROPOUT else [240, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (consume_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-            (consume_partition, (buffers, problem, lists, tickets, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-            (consume_partition, (buffers, problem, lists, tickets, 2, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-            (load_partition, (buffers, problem, lists, tickets, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
-        ], [4, 4, 1], [160, 160, 24])  # fmt: skip
+            (consume_partition, (state, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (consume_partition, (state, 1, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (consume_partition, (state, 2, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+            (load_partition, (state, 0, HAS_LEFT, HAS_RIGHT, EVEN_K, DROPOUT, TILE)),
+        ], [4, 4, LOADERS], [152, 152, 56] if DROPOUT else [160, 160, 24])  # fmt: skip

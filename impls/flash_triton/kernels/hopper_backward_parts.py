@@ -11,6 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from attnbench.impls.flash_triton.kernels.hopper_dropout import ROWS, leave_words, random_state
 from attnbench.impls.flash_triton.kernels.hopper_tma import load_async
 from attnbench.impls.flash_triton.kernels.primitives import list_entry
 
@@ -125,14 +126,22 @@ def keep_between(p, local, cols, row, seqlen_k, shift, left, right, HAS_LEFT: gl
 def load_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
                    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, EVEN_K: gl.constexpr, DROPOUT: gl.constexpr,
                    MASK_M: gl.constexpr, MASK_N: gl.constexpr):  # fmt: skip
-    """Producer: K and V once, then Q and LSE, dO and delta of the query tiles of every head of the group."""
-    descriptors, buffers, barriers, _, place, lists, _ = state
+    """Producer: K and V once, then Q and LSE, dO and delta of the query tiles of every head of the group.
+
+    Under DROPOUT four warps, which draw for all consumers whom it drops: the words, in the exchange's last buffers, are
+    with dO in a slot of the same number behind the same two barriers.
+    """
+    descriptors, buffers, barriers, exchange, place, lists, band = state
     q_desc, k_desc, v_desc, do_desc, stats_desc, _, _, _ = descriptors
     q_bufs, k_buf, v_buf, do_bufs, log_bufs, delta_bufs = buffers
     kv_ready, q_ready, q_empty, do_ready, do_empty = barriers
     batch, kv_head, col, _, _, heads, planes, _, _ = place
     STAGES: gl.constexpr = q_bufs.shape[0]
     STATS: gl.constexpr = stats_desc.block_type.nbytes
+    if DROPOUT:
+        _, _, _, _, _, rng, threshold = band
+        random = random_state(rng)
+        TILES: gl.constexpr = exchange[-1].shape[0] // STAGES
     mbarrier.expect(kv_ready, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
     load_async(k_desc, [batch, kv_head, col, 0], kv_ready, k_buf)
     load_async(v_desc, [batch, kv_head, col, 0], kv_ready, v_buf)
@@ -153,4 +162,9 @@ def load_partition(state, consumer: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: 
             mbarrier.expect(do_ready.index(at), do_desc.block_type.nbytes + STATS)
             load_async(do_desc, [batch, head, row, 0], do_ready.index(at), do_bufs.index(at))
             load_async(stats_desc, [planes + plane, row], do_ready.index(at), delta_bufs.index(at))
+            if DROPOUT:
+                for c in gl.static_range(TILES):
+                    words = exchange[-1].index(at * TILES + c)
+                    leave_words(words, random, plane, row, col + ROWS * c, threshold, True)
+                mbarrier.arrive(do_ready.index(at), count=1)
             i += 1

@@ -1,9 +1,10 @@
 """Dropout in Gluon, for a tile in the layout of a wgmma accumulator: the mask of `primitives.dropout_keep`.
 
 A lane of an accumulator owns rows i and i + 8 of the sixteen of its warp, so half of the 16 bytes of each Philox call
-that covers them; the warp beside it owns the other half. Both make the call: to exchange words through shared memory
-takes as many instructions, and barriers. A word is compared whole, its four bytes side by side: the highest bit of
-each then says whether its element is dropped, and PRMT spreads that bit into a mask.
+that covers them; the same lane of another warp owns the other half. Where shared memory has room, the producer makes
+each call once and leaves its words where the two lanes read them: `leave_words`, `left_words`. Where it has none, both
+lanes make the call: `drop_words`. A word is compared whole, its four bytes side by side: the highest bit of each then
+says whether its element is dropped, and PRMT spreads that bit into a mask.
 """
 
 # Kernel arguments have Triton's types, not Python's.
@@ -13,6 +14,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from attnbench.impls.flash_triton.kernels.primitives import PHILOX_ROUNDS
+
+ROWS = gl.constexpr(64)
+"""Rows of a tile: the M of one wgmma."""
 
 
 @gluon.constexpr_function
@@ -53,32 +57,108 @@ def philox(seed, c0, c1, c2, c3):
 
 
 @gluon.jit
-def drop_words(rng, plane, row, col, threshold, TRANSPOSED: gl.constexpr, COLS: gl.constexpr):
+def high_bits(words, threshold):
+    """Words whose bytes have the high bit where they are at least the threshold, so where their element is dropped.
+
+    Tested in the 7 low bits of a byte, by a sum that cannot carry out: for a threshold up to 128 if the sum or the byte
+    has the high bit, above if both have. The majority with a third word of ones or zeros is both.
+    """
+    sums = (words & 0x7F7F7F7F) + (-threshold & 0x7F).to(gl.uint32) * 0x01010101
+    either = gl.where(threshold <= 128, -1, 0).to(gl.uint32)
+    return gl.inline_asm_elementwise(
+        "lop3.b32 $0, $1, $2, $3, 0xE8;", "=r,r,r,r", [sums, words, either], dtype=gl.uint32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def random_state(rng):
+    """(key, counter word) of all calls of Philox, from int64 (seed, offset) in memory: to be read once, since a load is
+    not moved over a barrier."""
+    return gl.load(rng), (gl.load(rng + 1) & 0xFFFFFFFF).to(gl.uint32)
+
+
+@gluon.jit
+def call_words(state, plane, down, across, TRANSPOSED: gl.constexpr, LAYOUT: gl.constexpr):
+    """The four words of every call of a tile, whose counters run down and across it."""
+    seed, offset = state
+    zero = gl.zeros([down.shape[0], across.shape[0]], gl.uint32, LAYOUT)
+    down = zero + down.to(gl.uint32)[:, None]
+    across = zero + across.to(gl.uint32)[None, :]
+    i, j = (across, down) if TRANSPOSED else (down, across)
+    return philox(seed, i, j, zero + plane.to(gl.uint32), zero + offset)
+
+
+@gluon.jit
+def drop_words(state, plane, row, col, threshold, TRANSPOSED: gl.constexpr, COLS: gl.constexpr):
     """Who is dropped of 64 queries by COLS keys, or of 64 keys by COLS queries if TRANSPOSED: the high bits of bytes.
 
     row and col are multiples of 32.
     """
     CALLS: gl.constexpr = words_layout(COLS // 4)
     first, second = (col, row) if TRANSPOSED else (row, col)
-    zero = gl.zeros([32, COLS // 4], gl.uint32, CALLS)
     down = gl.arange(0, 32, layout=gl.SliceLayout(1, CALLS))
-    upper = zero + (down // 8 % 2).to(gl.uint32)[:, None] == 0  # bit 4 of the tile's row
-    down = zero + (first // 4 + down // 16 * 8 + down % 8).to(gl.uint32)[:, None]
-    across = zero + (second // 4 + gl.arange(0, COLS // 4, layout=gl.SliceLayout(0, CALLS))).to(gl.uint32)[None, :]
-    i, j = (across, down) if TRANSPOSED else (down, across)
-    offset = zero + (gl.load(rng + 1) & 0xFFFFFFFF).to(gl.uint32)
-    w0, w1, w2, w3 = philox(gl.load(rng), i, j, zero + plane.to(gl.uint32), offset)
+    upper = (down // 8 % 2)[:, None] == 0  # bit 4 of the tile's row
+    across = second // 4 + gl.arange(0, COLS // 4, layout=gl.SliceLayout(0, CALLS))
+    w0, w1, w2, w3 = call_words(state, plane, first // 4 + down // 16 * 8 + down % 8, across, TRANSPOSED, CALLS)
     # Word 2 a + b is for bit 4 of the query a and of the key b. The tile's row has one of them, the column the other.
     words = gl.join(gl.where(upper, w0, w1 if TRANSPOSED else w2), gl.where(upper, w2 if TRANSPOSED else w1, w3))
     words = gl.permute(gl.reshape(words, [32, COLS // 32, 8, 2]), (0, 1, 3, 2))
     words = gl.convert_layout(gl.reshape(words, [32, COLS // 2]), words_layout(COLS // 2), assert_trivial=True)
-    # A byte is at least the threshold t, tested in its 7 low bits by a sum that cannot carry out: for t up to 128 if
-    # the sum or the byte has the high bit, above if both have. The majority with a third word of ones or zeros is both.
-    sums = (words & 0x7F7F7F7F) + (-threshold & 0x7F).to(gl.uint32) * 0x01010101
-    either = gl.where(threshold <= 128, -1, 0).to(gl.uint32)
-    return gl.inline_asm_elementwise(
-        "lop3.b32 $0, $1, $2, $3, 0xE8;", "=r,r,r,r", [sums, words, either], dtype=gl.uint32, is_pure=True, pack=1
+    return high_bits(words, threshold)
+
+
+@gluon.constexpr_function
+def shared_calls_layout(columns):
+    """(16, columns) calls of a 64-row tile over four warps, none made twice.
+
+    Lanes are those of `words_layout`, so that the words of a call go where its lane or the same lane of another warp
+    reads them.
+    """
+    registers = [[0, 1], *([0, 8 * 2**i] for i in range((columns // 16).bit_length() - 1))]
+    return gl.DistributedLinearLayout(
+        registers, [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]], [[8, 0], [0, columns // 2]], [], [16, columns]
     )
+
+
+@gluon.constexpr_function
+def shared_words_layout(columns):
+    """Words as they stand in shared memory, (columns // 16, 32, 4, 4), each with the lane whose elements it decides."""
+    registers = [[0, 0, 0, 1], [0, 0, 0, 2], *([2**i, 0, 0, 0] for i in range((columns // 16).bit_length() - 1))]
+    lanes = [[0, 0, 1, 0], [0, 0, 2, 0], [0, 1, 0, 0], [0, 2, 0, 0], [0, 4, 0, 0]]
+    return gl.DistributedLinearLayout(
+        registers, lanes, [[0, 8, 0, 0], [0, 16, 0, 0]], [], [columns // 16, 32, 4, 4]
+    )
+
+
+@gluon.jit
+def word_buffers(TILES: gl.constexpr, COLS: gl.constexpr):
+    """Shared memory for the words of some tiles of 64 rows."""
+    IN_ORDER: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
+    return gl.allocate_shared_memory(gl.uint32, [TILES, COLS // 32, 32, 4, 4], IN_ORDER)
+
+
+@gluon.jit
+def leave_words(memory, state, plane, row, col, threshold, TRANSPOSED: gl.constexpr):
+    """The words of `drop_words`, by four warps into one of `word_buffers`."""
+    COLS: gl.constexpr = 32 * memory.shape[0]
+    CALLS: gl.constexpr = shared_calls_layout(COLS // 4)
+    first, second = (col, row) if TRANSPOSED else (row, col)
+    down = first // 4 + gl.arange(0, 16, layout=gl.SliceLayout(1, CALLS))
+    across = second // 4 + gl.arange(0, COLS // 4, layout=gl.SliceLayout(0, CALLS))
+    w0, w1, w2, w3 = call_words(state, plane, down, across, TRANSPOSED, CALLS)
+    # Trailing dims: bit 4 of the tile's column and of its row.
+    words = gl.join(gl.join(w0, w2), gl.join(w1, w3)) if TRANSPOSED else gl.join(gl.join(w0, w1), gl.join(w2, w3))
+    words = gl.permute(gl.reshape(words, [2, 8, COLS // 32, 4, 2, 2, 2]), (2, 0, 6, 1, 3, 5, 4))
+    memory.store(high_bits(gl.reshape(words, [COLS // 32, 32, 4, 4]), threshold))
+
+
+@gluon.jit
+def left_words(memory):
+    """What `leave_words` left, as `drop_words` gives it."""
+    COLS: gl.constexpr = 32 * memory.shape[0]
+    words = memory.load(shared_words_layout(COLS // 2))
+    words = gl.permute(gl.reshape(words, [COLS // 32, 32, 4, 2, 2]), (1, 0, 3, 2, 4))
+    return gl.convert_layout(gl.reshape(words, [32, COLS // 2]), words_layout(COLS // 2), assert_trivial=True)
 
 
 @gluon.jit

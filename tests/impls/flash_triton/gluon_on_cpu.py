@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.impls import flash_api
 from attnbench.impls.flash_triton import kernels
 from attnbench.impls.flash_triton.calls import Address, Call, Tiles
 
@@ -209,9 +208,16 @@ def mma_wait(pending: int, deps: Sequence[Any]) -> Any:
     return done[0] if len(done) == 1 else tuple(done)
 
 
+WORD = 0xFFFFFFFF
+
+
 def inline_asm(asm: str, _constraints: str, args: Sequence[Any], **_: Any) -> Any:
+    """The kernels' instructions in PTX, each by what it begins with; 32-bit words stand in int64."""
+    return next(act for name, act in INSTRUCTIONS.items() if name in asm)(asm, *args)
+
+
+def masked(asm: str, x: Tensor, place: Tensor, first: Tensor, *second: Tensor) -> Tensor:
     """The masks: `keep_between` and `mask_scores`."""
-    x, place, first, *second = args
     inside = place >= first if "setp.ge.s32 inside, $2, $3" in asm else place <= first
     if second:
         assert "setp.le.and.s32 inside, $2, $4, inside" in asm
@@ -219,17 +225,42 @@ def inline_asm(asm: str, _constraints: str, args: Sequence[Any], **_: Any) -> An
     return torch.where(inside, x, float("-inf") if "0fFF800000" in asm else 0.0)
 
 
-def dropped(
-    rng: Pointer, plane: int, row: int, col: int, threshold: int, transposed: bool, columns: int
-) -> Tensor:
-    """Whom the published mask drops of 64 queries by some keys, or of 64 keys by some queries if transposed."""
-    seed, offset = rng.tensor.tolist()
-    rows, cols = (columns, 64) if transposed else (64, columns)
-    keep = flash_api.dropout_keep_mask(
-        seed, offset, plane + 1, 1, row + rows, col + cols, 1 - threshold / 256
-    )
-    own = keep[plane, 0, row:, col:]
-    return ~(own.T if transposed else own)
+def wide_product(_asm: str, a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    product = (a & WORD) * b  # modulo 2**64, which leaves both words right
+    return product >> 32 & WORD, product & WORD
+
+
+def majority(asm: str, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    assert "0xE8" in asm
+    return (a & b | a & c | b & c) & WORD
+
+
+def byte_masked(asm: str, x: Tensor, first: Tensor, *rest: Any) -> Tensor:
+    """x without the bits of a mask that PRMT makes of the signs of bytes."""
+    assert "lop3.b32 $0, $1, gone, 0, 0x30" in asm
+    second, selector = rest if len(rest) == 2 else (0, *rest)
+    both = torch.stack([first & WORD, torch.zeros_like(first) + second], -1)
+    gone = torch.zeros_like(first)
+    for i in range(4):
+        chosen = torch.as_tensor(selector) >> 4 * i & 15
+        assert (chosen >= 8).all(), "a byte itself, not its sign"
+        word = both.gather(-1, (chosen >> 2 & 1).expand(first.shape)[..., None])[..., 0]
+        gone |= (word >> 8 * (chosen & 3) + 7 & 1) * 0xFF << 8 * i
+    if x.is_floating_point():
+        assert ((gone == 0) | (gone == WORD)).all()
+        return x.masked_fill(gone != 0, 0)
+    return x & ~gone
+
+
+INSTRUCTIONS = {"setp": masked, "mul.wide.u32": wide_product, "prmt": byte_masked, "lop3": majority}
+
+
+def pack_pairs(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).contiguous().view(torch.int32).to(torch.int64) & WORD
+
+
+def unpack_pairs(pairs: Tensor, dtype: torch.dtype, _layout: Any) -> Tensor:
+    return (pairs - (pairs >> 31 << 32)).to(torch.int32).view(dtype)
 
 
 class Scalar(int):
@@ -240,14 +271,14 @@ class Scalar(int):
 
 
 def _scalar(operation: str) -> Callable[..., Any]:
-    def apply(self: int, other: Any) -> Any:
-        found = getattr(int, operation)(self, other)
+    def apply(self: int, *other: Any) -> Any:
+        found = getattr(int, operation)(self, *other)
         return Scalar(found) if isinstance(found, int) else found
 
     return apply
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and", "xor"):
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and", "xor", "rshift", "neg"):
     setattr(Scalar, f"__{_name}__", _scalar(f"__{_name}__"))
 
 
@@ -308,7 +339,9 @@ class Machine:
             NVMMASharedLayout=SimpleNamespace(get_default_for=layout_of), allocate_shared_memory=self.allocate,
             full=full, zeros=lambda shape, dtype, layout: full(shape, 0, dtype, layout),
             arange=lambda a, b, layout: torch.arange(a, b).as_subclass(Tile), num_programs=lambda _: self.programs,
-            BlockedLayout=layout_of, SwizzledSharedLayout=layout_of, atomic_add=atomic_add,
+            DistributedLinearLayout=layout_of, BlockedLayout=layout_of, SwizzledSharedLayout=layout_of,
+            num_warps=lambda: 4, full_like=torch.full_like, join=lambda a, b: torch.stack([a, b], -1),
+            atomic_add=atomic_add,
             reshape=lambda x, shape: x.reshape(shape), permute=lambda x, order: x.permute(order),
             split=lambda x: (x[..., 0], x[..., 1]), convert_layout=lambda x, layout, assert_trivial=False: x,
             inline_asm_elementwise=inline_asm, warp_specialize=self.specialize, static_assert=lambda _: None,
@@ -326,14 +359,7 @@ class Machine:
             "triton": triton, "triton.language": triton, "triton.experimental": SimpleNamespace(gluon=gluon),
             "triton.experimental.gluon": gluon, "triton.experimental.gluon.language.nvidia.hopper": hopper,
         }  # fmt: skip
-        self.modules["hopper_pairs"] = SimpleNamespace(
-            pack_pairs=lambda x, dtype: x.to(dtype), unpack_pairs=lambda pairs, dtype, layout: pairs
-        )
-        self.modules["hopper_dropout"] = SimpleNamespace(
-            drop_words=dropped,
-            drop_pairs=lambda pairs, gone, transposed: pairs.masked_fill(gone, 0),
-            drop_single=lambda x, gone, transposed, layout: x.masked_fill(gone, 0),
-        )
+        self.modules["hopper_pairs"] = SimpleNamespace(pack_pairs=pack_pairs, unpack_pairs=unpack_pairs)
         self.modules["hopper_tma"] = SimpleNamespace(
             load_async=load_async,
             store_async=later(Tensor.copy_),
@@ -400,7 +426,7 @@ class Machine:
                 view = made.base.as_strided(made.shape, made.strides)
                 arguments.append(Descriptor(view, made.block_shape))
             else:
-                arguments.append(argument)
+                arguments.append(Scalar(argument) if isinstance(argument, int) else argument)
         function = call.kernel.fn
         kernel = getattr(self.module(function.__module__.rpartition(".")[2]), function.__name__)
         self.programs = call.grid[0]

@@ -65,15 +65,19 @@ def test_block_lists(machine, make, wrong, head_dim):
     assert wrong(problem, flash_attention, window=(None, 0), block_mask=mask) == []
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_dropout_is_the_published_mask(machine, make, wrong, monkeypatch, head_dim):
-    """What is done with the mask; how the kernels compute it, `hopper_dropout` alone says."""
-    state, p = torch.tensor([5, 11]), 0.3
+@pytest.mark.parametrize(
+    ("head_dim", "p", "window"),
+    # the threshold on either side of 128
+    [(64, 0.3, (None, 0)), (64, 0.7, (100, 30)), (128, 0.3, (None, 0)), (256, 0.7, (None, 0))],
+    ids=str,
+)
+def test_dropout_is_the_published_mask(machine, make, wrong, monkeypatch, head_dim, p, window):
+    state = torch.tensor([-(2**50) + 3, 11])
     monkeypatch.setattr("attnbench.impls.flash_api.call.draw_dropout_state", lambda device: state)
-    problem = make(150, 200, 2, 1, head_dim, right=0)
-    keep = flash_api.dropout_keep_mask(5, 11, 1, 2, 150, 200, p)
+    problem = make(150, 200, 2, 1, head_dim, left=window[0], right=window[1])
+    keep = flash_api.dropout_keep_mask(*state.tolist(), 1, 2, 150, 200, p)
     dropped = keep, 1 - flash_api.dropout_effective_p(p)
-    assert wrong(problem, flash_attention, dropped=dropped, causal=True, dropout_p=p) == []
+    assert wrong(problem, flash_attention, dropped=dropped, window=window, dropout_p=p) == []
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
