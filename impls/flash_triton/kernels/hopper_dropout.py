@@ -109,14 +109,15 @@ def drop_words(state, plane, row, col, threshold, TRANSPOSED: gl.constexpr, COLS
 
 @gluon.constexpr_function
 def shared_calls_layout(columns):
-    """(16, columns) calls of a 64-row tile over four warps, none made twice.
+    """(16, columns) calls of a 64-row tile over four warps, none made twice but where 8 columns are too few for them.
 
     Lanes are those of `words_layout`, so that the words of a call go where its lane or the same lane of another warp
     reads them.
     """
     registers = [[0, 1], *([0, 8 * 2**i] for i in range((columns // 16).bit_length() - 1))]
+    other_half = [0, columns // 2 if columns > 8 else 0]
     return gl.DistributedLinearLayout(
-        registers, [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]], [[8, 0], [0, columns // 2]], [], [16, columns]
+        registers, [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]], [[8, 0], other_half], [], [16, columns]
     )
 
 
