@@ -124,16 +124,26 @@ def make_plan(
 
 
 def merge_plans(recorded: Sequence[GroupPlan], added: Sequence[GroupPlan]) -> list[GroupPlan]:
-    """A run's plan with more groups; one that the run already has whole is left as recorded.
+    """A run's plan with more groups; one that the run already has, with the same cells, is left as recorded.
 
-    PlanError for a group that the run has with other cells: its ratios would come from different rounds.
+    PlanError for a group that the run has with other cells. With more, ratios would come from different rounds; with
+    fewer, the group could not be closed, and to measure all of it would pass over the user's choice.
     """
     known = {plan.group: plan for plan in recorded}
     for plan in added:
-        if plan.group in known and (more := set(plan.cells) - set(known[plan.group].cells)):
+        if plan.group not in known:
+            continue
+        planned = known[plan.group]
+        if more := set(plan.cells) - set(planned.cells):
             raise PlanError(
                 f"{min(more)} would join a group of this run that is already planned; cells of a group are "
                 "timed in the same rounds, so measure it in a new run"
+            )
+        if len(plan.cells) < len(planned.cells):
+            raise PlanError(
+                f"{plan.group} is planned already, with {len(planned.impls)} implementations and "
+                f"{','.join(problem.direction for problem in planned.problems)}: {len(planned.cells)} cells, not "
+                f"{len(plan.cells)}; --resume alone goes on with all of it, a new run measures less"
             )
     return [*recorded, *(plan for plan in added if plan.group not in known)]
 

@@ -273,6 +273,10 @@ def test_resume_with_filters_alone_takes_the_runs_suite(bench: Any) -> None:
         (["--device", "cuda"], "the run is on cpu, not cuda:0"),
         (["--output-dir", "elsewhere"], "a resumed run stays in its folder"),
         (["--suite", "smoke", "--only", "standard,sdpa-*"], "would join a group of this run"),
+        (
+            ["--seqlen", "128", "--only", "sdpa-math"],
+            "is planned already, with 2 implementations and fwd,bwd",
+        ),
     ],
 )
 def test_resume_refuses_to_measure_otherwise(

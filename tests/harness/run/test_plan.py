@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -182,3 +183,14 @@ def test_merging_refuses_cells_that_would_join_a_planned_group() -> None:
     recorded = plan(directions=("fwd",))
     with pytest.raises(PlanError, match="_bwd would join a group"):
         merge_plans(recorded, plan())
+
+
+def test_merging_refuses_fewer_cells_of_a_planned_group() -> None:
+    """Left as recorded in silence, all of them would be measured though few were asked for."""
+    fewer_impls = [dataclasses.replace(group, impls=group.impls[:1]) for group in plan()]
+    for fewer in (fewer_impls, plan(directions=("fwd",))):
+        narrowed = next(group for group in fewer if group.longest == 4096)
+        with pytest.raises(PlanError) as caught:
+            merge_plans(plan(), [narrowed])
+        assert f"{narrowed.group} is planned already" in str(caught.value)
+        assert f"6 cells, not {len(narrowed.cells)}; --resume alone goes on" in str(caught.value)
