@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
-from operator import itemgetter
 
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.examination import Examination
@@ -209,7 +207,7 @@ class _Round:
         self._dealing = threading.Lock()
         self._telling = threading.Lock()
         self._at: Counter[Kind] = Counter()
-        self._again: list[tuple[str, Case]] = []
+        self._again: defaultdict[str, list[Case]] = defaultdict(list)
 
     def work(self) -> None:
         """One thread: takes posts for as long as there may be one."""
@@ -263,12 +261,12 @@ class _Round:
     @property
     def left_over(self) -> list[str]:
         """Whom ``ask_again`` asks."""
-        return list(dict.fromkeys(impl for impl, _ in self._again))
+        return list(self._again)
 
     def ask_again(self) -> None:
         """Puts what ran out of memory beside others to its implementation alone."""
-        for impl, pairs in groupby(self._again, key=itemgetter(0)):
-            for _, case in pairs:
+        for impl, cases in self._again.items():
+            for case in cases:
                 self._ask(impl, case, 0)
             self._examination.close(impl)
 
@@ -282,7 +280,7 @@ class _Round:
         if finding.verdict is Verdict.TIMEOUT and time.monotonic() >= self._deadline:
             return  # it may have needed less than the time that a case has
         if finding.verdict is Verdict.OOM and memory_share < 1.0:
-            self._again.append((impl, case))
+            self._again[impl].append(case)
             return
         with self._telling:
             self._tell(finding)
