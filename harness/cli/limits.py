@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from attnbench.harness.cli import left_out
 from attnbench.harness.cli.results import AsJson, print_paths, usage_errors
 from attnbench.harness.run.errors import RunError, make_folder, write_files
+
+One = TypeVar("One")
 
 
 def limits(
@@ -33,8 +36,8 @@ def limits(
     from attnbench.harness.report.load import load_run
     from attnbench.harness.report.plots import Plot
 
-    sampled = [Sampled(**one) for one in _recorded(folder / "ceilings.json", "ceilings")]
-    counted = [Counted.from_json(one) for one in _recorded(folder / "counters.json", "counted")]
+    sampled = _recorded(folder / "ceilings.json", "ceilings", lambda one: Sampled(**one))
+    counted = _recorded(folder / "counters.json", "counted", Counted.from_json)
     with usage_errors():
         runs = [load_run(one) for one in (run, paper)]
         for one in runs:
@@ -47,9 +50,8 @@ def limits(
     print_paths(files, as_json)
 
 
-def _recorded(file: Path, name: str) -> list[dict[str, Any]]:
+def _recorded(file: Path, name: str, read: Callable[[dict[str, Any]], One]) -> list[One]:
     try:
-        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))[name]
+        return [read(one) for one in json.loads(file.read_text(encoding="utf-8"))[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: not what bench writes ({error})") from None
-    return found

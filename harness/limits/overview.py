@@ -11,7 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from attnbench.harness.report.palette import APPROXIMATE, Style, styles
 from attnbench.harness.report.plots import GRID, MARKER_EDGE, REFERENCE, scale_lengths
@@ -20,6 +20,7 @@ from attnbench.harness.report.roofline import ROOF, draw_roofs
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from attnbench.harness.limits.ceilings import Sampled
     from attnbench.harness.limits.counters import Counted
@@ -82,9 +83,8 @@ def _roofline(axes: Axes, cells: pd.DataFrame, style: dict[str, Style]) -> None:
         axes.plot(own["intensity"], own["tflops"], linestyle="", **_marks(style[str(impl)]))
     draw_roofs(axes, cells, cells)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must move", ylabel="TFLOP/s")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        axis.set_minor_formatter(NullFormatter())
+    _label_figures(axes.xaxis)
+    _label_figures(axes.yaxis)
 
 
 def _moved(
@@ -96,8 +96,7 @@ def _moved(
         axes.plot([one.problem.seqlen_k for one in own], over, linewidth=1.3, **_marks(style[impl]))
     axes.axhline(1, **REFERENCE)
     axes.set(yscale="log", xlabel="sequence length")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _label_figures(axes.yaxis, "{x:g}×")
     scale_lengths(axes, sorted({one.problem.seqlen_k for one in counted}))
 
 
@@ -119,9 +118,14 @@ def _against_length(axes: Axes, cells: pd.DataFrame, column: str, style: dict[st
     for impl, own in cells[cells[column] > 0].sort_values("seqlen_k").groupby("impl"):
         axes.plot(own["seqlen_k"], own[column], linewidth=1.2, **_marks(style[str(impl)]))
     axes.set(yscale="log", xlabel="sequence length")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _label_figures(axes.yaxis)
     scale_lengths(axes, sorted(cells["seqlen_k"].unique()))
+
+
+def _label_figures(axis: Axis, text: str = "{x:,.6g}") -> None:
+    """In full, not as powers of ten; minor ticks stay without."""
+    axis.set_major_formatter(text)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _marks(style: Style) -> dict[str, Any]:

@@ -92,7 +92,11 @@ def test_the_command_writes_the_figure(bench: Any, folders: dict[str, Path], tmp
 
 def test_what_is_not_there_is_said_in_one_line(bench: Any, folders: dict[str, Path], tmp_path: Path) -> None:
     limits, run, paper = (str(folders[name]) for name in ("limits", "run", "paper"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "ceilings.json").write_text('{"ceilings": [{"rate": 1}]}')
     for arguments, said in (
+        ((str(other), "--run", run, "--paper", paper), "ceilings.json: not what bench writes"),
         ((str(tmp_path), "--run", run, "--paper", paper), "ceilings.json: not what bench writes"),
         ((limits, "--run", run, "--paper", str(tmp_path)), "holds no records"),
         ((limits, "--run", run, "--paper", run), "no cell was timed with direction fwd_bwd"),
