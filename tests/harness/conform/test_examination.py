@@ -10,16 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from attnbench.harness.cli.app import app
-from attnbench.harness.conform import pytest_plugin, records
+from attnbench.harness.conform import records
 from attnbench.harness.conform.candidate import Candidate
 from attnbench.harness.conform.case import Case
 from attnbench.harness.conform.dealing import examine_all
@@ -27,56 +26,11 @@ from attnbench.harness.conform.examination import Examination, OracleFailed
 from attnbench.harness.conform.reproduce import SHOWS_IT, run_script
 from attnbench.harness.conform.second_opinion import ENOUGH
 from attnbench.harness.conform.suite import select
-from attnbench.harness.conform.verdict import NOT_ASKED, UPSET, Finding, Verdict
+from attnbench.harness.conform.verdict import UPSET, Finding, Verdict
 from attnbench.harness.problem import Problem
 from attnbench.harness.run.errors import Exit
 
-PLUGINS = Path(__file__).parent / "plugins"
-PLANTED = {
-    "right": "wrong:right", "last-key": "wrong:last_key", "aborts": "wrong:aborts", "poisoned": "wrong:poisoned",
-    "never": "wrong:never", "hangs": "wrong:hangs", "torch-on-the-cpu": "wrong:torch_on_the_cpu",
-}  # fmt: skip
-SUITE = """
-name = "planted"
-why = "a small suite for the tests of conformance"
-[[case]]
-name = "even"
-why = "a number of keys that every planted plugin answers rightly"
-dtype = "fp32"
-batch = 1
-heads = 2
-head_dim = 8
-seqlen_q = 5
-seqlen_k = 6
-[[case]]
-name = "odd"
-why = "an odd number of keys, where some of the planted plugins end badly"
-dtype = "fp32"
-batch = 1
-heads = 2
-head_dim = 8
-seqlen_q = 5
-seqlen_k = 7
-[[case]]
-name = "tail"
-why = "one key more than a tile, which one of the planted plugins drops"
-dtype = "fp32"
-batch = 2
-heads = 4
-head_dim = 16
-seqlen_q = 9
-seqlen_k = 128
-direction = "fwd_bwd"
-"""
 Findings = dict[tuple[str, str], Finding]
-
-
-@pytest.fixture(scope="module")
-def suite(register_plugins: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> str:
-    register_plugins(PLANTED, PLUGINS)
-    path = tmp_path_factory.mktemp("suite") / "planted.toml"
-    path.write_text(SUITE)
-    return str(path)
 
 
 def by_name(findings: list[Finding]) -> Findings:
@@ -454,66 +408,3 @@ def test_the_list_says_why(suite: str) -> None:
     assert answer.exit_code == 0
     assert len(answer.stdout.splitlines()) == 3
     assert "one key more than a tile" in answer.stdout
-
-
-# ---- pytest --------------------------------------------------------------------------------------------------
-
-
-def run_pytest(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-q",
-        *map(str, arguments),
-    ]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
-
-
-def test_pytest_poses_the_same_cases_with_the_same_verdicts(suite: str, tmp_path: Path) -> None:
-    (tmp_path / "conformance").mkdir()
-    (tmp_path / "conformance" / "planted.toml").write_text(Path(suite).read_text())
-    answer = run_pytest("--impl", "last-key,sdpa-cudnn", "-rs", "conformance", folder=tmp_path)
-    assert answer.returncode == 1, answer.stdout
-    assert "1 failed, 2 passed, 3 skipped" in answer.stdout
-    assert "FAIL: last-key: out[0, 0, 0, 0] is" in answer.stdout
-    assert "why: one key more than a tile" in answer.stdout
-    assert "UNAVAILABLE: runs on cuda" in answer.stdout
-
-
-def test_a_fault_of_the_machine_is_no_skip_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = select(["causal"], "cpu")[0]
-    unasked = Finding(case.id, "right", "1", "cpu", Verdict.ERROR, "not judged", facts=NOT_ASKED)
-    examination = SimpleNamespace(examine=lambda *_: unasked)
-    monkeypatch.setattr(pytest_plugin, "examination", lambda _: examination)
-    item: Any = SimpleNamespace(impl="right", case=case, session=None, user_properties=[])
-    with pytest.raises(pytest_plugin.NotConformingError, match="not judged"):
-        pytest_plugin.CaseItem.runtest(item)
-    assert item.user_properties == [("verdict", "NOT EXAMINED")]
-
-
-def test_pytest_finds_the_built_in_suites_by_their_package(tmp_path: Path) -> None:
-    arguments = (
-        "--pyargs",
-        "attnbench.suites",
-        "--impl",
-        "standard",
-        "--suite",
-        "gradients",
-        "--collect-only",
-    )
-    answer = run_pytest(*arguments, folder=tmp_path)
-    assert answer.returncode == 0, answer.stdout
-    assert "standard:gradients/finite-differences[" in answer.stdout
-    unknown = run_pytest("--pyargs", "attnbench.suites", "--impl", "standrd", folder=tmp_path)
-    assert unknown.returncode == 4
-    assert "did you mean standard?" in unknown.stderr
-
-
-def test_without_an_implementation_pytest_collects_nothing(tmp_path: Path) -> None:
-    answer = run_pytest("--pyargs", "attnbench.suites", folder=tmp_path)
-    assert answer.returncode == 5
